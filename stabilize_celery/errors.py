@@ -1,0 +1,374 @@
+"""Every error of the package, in one tree.
+
+Messages name what happened, to which thing, and the way out.  :class:`TransientError` and :class:`PermanentError`
+are for user code to raise; :func:`is_transient` decides what the engine does with any other exception.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import traceback
+from collections.abc import Mapping
+from typing import Any
+from urllib.error import URLError
+
+MAX_STORED_ERROR_BYTES = 100 * 1024
+
+
+class StabilizeBaseException(Exception):
+    """Root of the tree.  ``code`` identifies the class of error in logs and machine-readable output."""
+
+    code = 0
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: int | None = None,
+        cause: BaseException | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.explicit_code = code
+        if code is not None:
+            self.code = code
+        self.cause = cause
+        self.error_code = error_code
+
+    def __str__(self) -> str:
+        text = self.message or (self.__doc__ or "").strip().splitlines()[0]
+        if self.explicit_code is not None:
+            text += f" (code={self.explicit_code})"
+        if self.cause is not None:
+            text += f" caused by: {self.cause}"
+        return text
+
+
+class StabilizeError(StabilizeBaseException):
+    """An error of the engine or of its use."""
+
+    code = 100
+
+
+class TransientError(StabilizeError):
+    """Raise it in a task to be run again later.
+
+    Args:
+        message: what went wrong.
+        retry_after: minimum delay in seconds before the next attempt; without it the engine backs off.
+        context_update: merged into the stage's own context in the transaction that schedules the retry, so the next
+            attempt can go on where this one stopped (seed document *Flow Control*, "Stateful Retries").
+    """
+
+    code = 101
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        retry_after: float | None = None,
+        context_update: Mapping[str, Any] | None = None,
+        code: int | None = None,
+        cause: BaseException | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, cause=cause, error_code=error_code)
+        self.retry_after = retry_after
+        self.context_update = dict(context_update or {})
+
+
+class PermanentError(StabilizeError):
+    """Raise it in a task to fail at once, whatever attempts are left."""
+
+    code = 102
+
+
+class RecoveryError(StabilizeError):
+    """Recovery could not repair something."""
+
+    code = 103
+
+
+class ConfigurationError(StabilizeError):
+    """A setting is missing or makes no sense."""
+
+    code = 104
+
+
+class ConcurrencyError(TransientError):
+    """Two transactions collided; the loser is repeated."""
+
+    code = 105
+
+
+class TaskError(StabilizeError):
+    """A task failed."""
+
+    code = 200
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        task_name: str | None = None,
+        stage_id: str | None = None,
+        execution_id: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(message, **kwargs)
+        self.task_name = task_name
+        self.stage_id = stage_id
+        self.execution_id = execution_id
+        self.details = dict(details or {})
+
+
+class TaskTimeoutError(TaskError):
+    """A task ran longer than it may."""
+
+    code = 201
+
+
+class TaskNotFoundError(TaskError):
+    """No task is registered for a type."""
+
+    code = 202
+
+
+class InvalidOutputError(TaskError):
+    """A task returned something that cannot be stored: not JSON, or larger than the limit."""
+
+    code = 203
+
+
+class WorkflowError(StabilizeError):
+    """An error about one workflow."""
+
+    code = 300
+
+    def __init__(self, message: str = "", *, execution_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.execution_id = execution_id
+
+
+class WorkflowNotFoundError(WorkflowError):
+    """The database holds no workflow of that id."""
+
+    code = 301
+
+
+class WorkflowFailedError(WorkflowError):
+    """``get()`` on a workflow that ended TERMINAL.  ``errors`` maps stage ref_ids to what they reported."""
+
+    code = 302
+
+    def __init__(self, message: str = "", *, errors: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.errors = dict(errors or {})
+
+
+class WorkflowCanceledError(WorkflowError):
+    """``get()`` on a workflow that was canceled."""
+
+    code = 303
+
+
+class WorkflowStateError(WorkflowError):
+    """The workflow or stage is not in a state in which that can be done to it."""
+
+    code = 304
+
+
+class WorkflowTimeoutError(WorkflowError, TimeoutError):
+    """``get()`` or ``run()`` waited as long as it was told to, and the workflow had not ended."""
+
+    code = 305
+
+
+class WorkflowFileError(WorkflowError):
+    """A workflow file could not be read; the message says where."""
+
+    code = 306
+
+
+class StageError(StabilizeError):
+    """An error about one stage."""
+
+    code = 400
+
+
+class StageNotFoundError(StageError):
+    """The workflow has no such stage."""
+
+    code = 401
+
+
+class QueueError(StabilizeError):
+    """An error about messages or the broker."""
+
+    code = 500
+
+
+class DeadLetterError(QueueError):
+    """A message failed too often and was set aside."""
+
+    code = 501
+
+
+class UnknownMessageError(QueueError):
+    """A message of a type or version this process does not know."""
+
+    code = 502
+
+
+class InvalidMessageError(QueueError):
+    """A message whose fields do not have the form its type asks for."""
+
+    code = 503
+
+
+class StoreError(StabilizeError):
+    """The database could not be used."""
+
+    code = 510
+
+
+class SchemaVersionError(StoreError):
+    """The database's tables are not of the version this package needs; the message says what to run."""
+
+    code = 511
+
+
+class LeaseLostError(StabilizeError):
+    """The worker that reports a result does not hold the lease of that task any more."""
+
+    code = 512
+
+
+class VerificationError(PermanentError):
+    """An output did not verify."""
+
+    code = 600
+
+    def __init__(self, message: str = "", *, details: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.details = dict(details or {})
+
+
+class TransientVerificationError(TransientError):
+    """An output did not verify yet."""
+
+    code = 601
+
+
+class InvalidStateTransitionError(StabilizeError):
+    """A status change that the transition table does not allow."""
+
+    code = 106
+
+    def __init__(
+        self, current: Any, target: Any, entity_type: str = "entity", entity_id: str | None = None
+    ) -> None:
+        name = f"{entity_type} {entity_id}" if entity_id else entity_type
+        super().__init__(f"{name} cannot go from {current} to {target}")
+        self.current = current
+        self.target = target
+        self.entity_type = entity_type
+        self.entity_id = entity_id
+
+
+class InvalidWorkflowError(StabilizeError, ValueError):
+    """A workflow definition that cannot be run; refused when it is created."""
+
+    code = 107
+
+
+class InvalidStageGraphError(InvalidWorkflowError):
+    """Stages that do not form a graph: the message starts with the kind of problem and names the stages."""
+
+
+class CircularDependencyError(InvalidStageGraphError):
+    """Stages that wait for each other in a circle; ``stages`` holds their ref_ids."""
+
+    def __init__(self, message: str, stages: list[str]) -> None:
+        super().__init__(message)
+        self.stages = stages
+
+
+class UnknownReducerError(InvalidWorkflowError):
+    """An ``output_reducers`` entry names a reducer that is not registered."""
+
+
+class ExpressionError(InvalidWorkflowError):
+    """A condition that cannot be parsed; the message shows the place."""
+
+
+_TRANSIENT_ERRNOS = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ETIMEDOUT,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    }
+)
+_PERMANENT_NAMES = ("validation", "authentication", "authorization", "forbidden", "notfound", "invalid")
+_TRANSIENT_NAMES = ("timeout", "connection", "temporary", "unavailable", "retry", "throttl", "ratelimit")
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether running the same task again later may help.
+
+    What is not marked by :class:`TransientError` or :class:`PermanentError` is judged by its type, then by its name,
+    then by its cause.
+    """
+    while error is not None:
+        if isinstance(error, TransientError):
+            return True
+        if isinstance(error, PermanentError):
+            return False
+        if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
+            return True
+        if isinstance(error, URLError):
+            # HTTPError is a URLError too; an answer such as 404 will not change by asking again.
+            status = getattr(error, "code", None)
+            return status is None or status == 429 or status >= 500
+        if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
+            return True
+        name = type(error).__name__.lower()
+        if any(part in name for part in _PERMANENT_NAMES):
+            return False
+        if any(part in name for part in _TRANSIENT_NAMES):
+            return True
+        error = error.__cause__
+    return False
+
+
+def truncate_error(text: str, limit: int = MAX_STORED_ERROR_BYTES) -> str:
+    """Cut an error text to ``limit`` bytes of UTF-8, saying so."""
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= limit:
+        return text
+    return raw[:limit].decode("utf-8", "ignore") + " [TRUNCATED]"
+
+
+def describe_error(error: BaseException, transient: bool | None = None) -> dict[str, Any]:
+    """The stored form of an exception: ``{"details": {error, errors, type, transient, error_code, traceback}}``."""
+    causes: list[str] = []
+    step: BaseException | None = error
+    while step is not None and len(causes) < 10:
+        causes.append(truncate_error(f"{type(step).__name__}: {step}", 10 * 1024))
+        step = step.__cause__ or getattr(step, "cause", None)
+    return {
+        "details": {
+            "error": truncate_error(str(error) or type(error).__name__),
+            "errors": causes,
+            "type": type(error).__name__,
+            "transient": is_transient(error) if transient is None else transient,
+            "error_code": getattr(error, "error_code", None),
+            "traceback": truncate_error("".join(traceback.format_exception(error))),
+        }
+    }

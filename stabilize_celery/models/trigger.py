@@ -1,0 +1,43 @@
+"""What started a workflow, and who paused it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from typing import Any
+
+
+@dataclass
+class Trigger:
+    """What started a workflow: kind, user, parameters."""
+
+    type: str = "manual"
+    user: str = "anonymous"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    payload: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Trigger:
+        """From the JSON form; unknown keys are ignored so that rows of a newer version can be read."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in data.items() if key in known})
+
+
+@dataclass
+class PausedDetails:
+    """Who paused a workflow, since when, and how long it has been paused in all (``paused_ms``)."""
+
+    paused_by: str = ""
+    pause_time: datetime | None = None
+    resume_time: datetime | None = None
+    paused_ms: int = 0
+
+    @property
+    def is_paused(self) -> bool:
+        """Paused now."""
+        return self.pause_time is not None and self.resume_time is None

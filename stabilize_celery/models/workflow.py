@@ -1,0 +1,189 @@
+"""A workflow: the graph of stages, and everything known about its execution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from stabilize_celery.errors import InvalidWorkflowError
+from stabilize_celery.models.ids import new_id
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.models.trigger import PausedDetails, Trigger
+
+
+class WorkflowType(Enum):
+    """A workflow with a configuration behind it, or one made up on the spot."""
+
+    PIPELINE = "PIPELINE"
+    ORCHESTRATION = "ORCHESTRATION"
+
+
+@dataclass
+class Workflow:
+    """One execution of a graph of stages.
+
+    ``context`` is given by whoever starts it and visible to people, conditions and :meth:`get_context`.  Times are
+    timezone-aware.
+    """
+
+    id: str = field(default_factory=new_id)
+    type: WorkflowType = WorkflowType.PIPELINE
+    application: str = ""
+    name: str = ""
+    status: WorkflowStatus = WorkflowStatus.NOT_STARTED
+    stages: list[StageExecution] = field(default_factory=list)
+    context: dict[str, Any] = field(default_factory=dict)
+    trigger: Trigger = field(default_factory=Trigger)
+    created_at: datetime | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    #: Not started until then, it is canceled.
+    start_time_expiry: datetime | None = None
+    is_canceled: bool = False
+    canceled_by: str | None = None
+    cancellation_reason: str | None = None
+    paused: PausedDetails | None = None
+    pipeline_config_id: str | None = None
+    is_limit_concurrent: bool = False
+    max_concurrent_executions: int = 0
+    keep_waiting_pipelines: bool = False
+    origin: str = "unknown"
+    config_version: str | None = None
+    #: A second start with the same application and key returns this execution.
+    dedup_key: str | None = None
+
+    #: Branches that are still going on or wait in a join; zero means nothing more will happen.
+    live_branches: int = field(default=0, repr=False)
+    #: A stage of the workflow itself ended in a halting status.
+    has_halted: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            stage.execution = self
+
+    # ------------------------------------------------------------------ making workflows
+
+    @classmethod
+    def create(
+        cls,
+        application: str,
+        name: str,
+        stages: Iterable[StageExecution],
+        trigger: Trigger | None = None,
+        pipeline_config_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        start_time_expiry: datetime | None = None,
+    ) -> Workflow:
+        """A workflow ready to be started.
+
+        Args:
+            application: the system it belongs to.
+            name: what people call it.
+            stages: its stages, in any order.
+            trigger: what starts it.
+            pipeline_config_id: the configuration whose executions are counted together.
+            context: its own data; ``_max_jumps`` limits jumps (default 10).
+            config: concurrency limits under the seeds' keys ``limitConcurrent``, ``maxConcurrentExecutions``,
+                ``keepWaitingPipelines``, and ``id`` or ``pipeline_config_id`` (default: application/name).
+            start_time_expiry: not started until then, it is canceled.
+
+        Raises:
+            InvalidStageGraphError: no stages, a duplicate ref_id, a stage that requires itself or an unknown one.
+            CircularDependencyError: stages that wait for each other.
+            UnknownReducerError: ``output_reducers`` names no registered reducer.
+            ExpressionError: a condition that cannot be parsed.
+            InvalidWorkflowError: a limit that makes no sense, or values that are not JSON.
+        """
+        from stabilize_celery.dag.validation import validate_workflow
+
+        workflow = cls(
+            application=application,
+            name=name,
+            stages=list(stages),
+            trigger=trigger or Trigger(),
+            context=dict(context or {}),
+            pipeline_config_id=pipeline_config_id,
+            start_time_expiry=start_time_expiry,
+        )
+        if config is not None:
+            workflow._configure(config)
+        validate_workflow(workflow)
+        return workflow
+
+    @classmethod
+    def create_orchestration(
+        cls, application: str, name: str, stages: Iterable[StageExecution], **kwargs: Any
+    ) -> Workflow:
+        """A workflow without a configuration behind it."""
+        workflow = cls.create(application, name, stages, **kwargs)
+        workflow.type = WorkflowType.ORCHESTRATION
+        return workflow
+
+    def _configure(self, config: Mapping[str, Any]) -> None:
+        limited = config.get("limitConcurrent", False)
+        maximum = config.get("maxConcurrentExecutions", 0)
+        keep = config.get("keepWaitingPipelines", False)
+        for key, flag in (("limitConcurrent", limited), ("keepWaitingPipelines", keep)):
+            if not isinstance(flag, bool):
+                raise InvalidWorkflowError(f"workflow {self.name}: {key} must be true or false, not {flag!r}")
+        if isinstance(maximum, bool) or not isinstance(maximum, int) or maximum < 0:
+            raise InvalidWorkflowError(
+                f"workflow {self.name}: maxConcurrentExecutions must be a whole number from 0, not {maximum!r}"
+            )
+        identity = config.get("id", config.get("pipeline_config_id", self.pipeline_config_id))
+        self.pipeline_config_id = str(identity or f"{self.application}/{self.name}")
+        self.is_limit_concurrent = limited
+        # Orca: the flag without a number allows one execution at a time.
+        self.max_concurrent_executions = (maximum or 1) if limited else maximum
+        self.keep_waiting_pipelines = keep
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def limit(self) -> int | None:
+        """How many executions of its configuration may run at once; ``None`` without a limit."""
+        return self.max_concurrent_executions if self.is_limit_concurrent else None
+
+    def stage_by_id(self, stage_id: str) -> StageExecution:
+        """The stage of that id.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for stage in self.stages:
+            if stage.id == stage_id:
+                return stage
+        raise ValueError(f"workflow {self.id} has no stage with id {stage_id}")
+
+    def stage_by_ref_id(self, ref_id: str) -> StageExecution | None:
+        """The stage of that ref_id, or ``None``."""
+        return next((stage for stage in self.stages if stage.ref_id == ref_id), None)
+
+    def initial_stages(self) -> list[StageExecution]:
+        """The stages it starts with."""
+        return [stage for stage in self.top_level_stages() if stage.is_initial]
+
+    def top_level_stages(self) -> list[StageExecution]:
+        """Its stages without the synthetic ones."""
+        return [stage for stage in self.stages if not stage.is_synthetic]
+
+    def add_stage(self, stage: StageExecution) -> None:
+        """Add a stage to a workflow that has not been started."""
+        stage.execution = self
+        self.stages.append(stage)
+
+    def remove_stage(self, stage_id: str) -> None:
+        """Remove a stage from a workflow that has not been started."""
+        self.stages = [stage for stage in self.stages if stage.id != stage_id]
+
+    def get_context(self) -> dict[str, Any]:
+        """Its own context under the outputs of all stages, in topological order: the last value of a key survives."""
+        merged = dict(self.context)
+        for stage in sorted(self.stages, key=lambda s: [*s.rank, 0]):
+            merged.update(stage.outputs)
+        return merged

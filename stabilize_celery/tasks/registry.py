@@ -1,0 +1,89 @@
+"""Which task a type name stands for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from stabilize_celery.errors import ConfigurationError, TaskNotFoundError
+from stabilize_celery.tasks.interface import CallableTask, NoOpTask, Task
+
+TaskSource = type[Task] | Task | Callable[..., Any]
+
+
+class TaskRegistry:
+    """Task types by name.
+
+    A class is instantiated once per resolve, an instance is shared, a function is wrapped.  A name is looked up as
+    it is, then by its last dotted part, then that in lower case, then among the aliases.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, TaskSource] = {}
+        self._aliases: dict[str, str] = {}
+        self.register("noop", NoOpTask)
+
+    def register(self, name: str, task: TaskSource, aliases: Iterable[str] = ()) -> None:
+        """Register a task class, an instance, or a function; a later one of the same name replaces it.
+
+        Raises:
+            ConfigurationError: it is nothing that can be run.
+        """
+        if not name:
+            raise ConfigurationError("a task type needs a name")
+        if not callable(task) and not isinstance(task, Task):
+            raise ConfigurationError(f"task type {name}: {task!r} is neither a Task nor a function")
+        self._tasks[name] = task
+        for alias in (*aliases, *getattr(task, "aliases", ())):
+            self._aliases[alias] = name
+
+    def resolve(self, name: str) -> Task:
+        """A task ready to run.
+
+        Raises:
+            TaskNotFoundError: nothing is registered under that name; suggests similar ones.
+        """
+        source = self._tasks[self._name_of(name)]
+        if isinstance(source, Task):
+            return source
+        if isinstance(source, type) and issubclass(source, Task):
+            return source()
+        return CallableTask(source)
+
+    def knows(self, name: str) -> bool:
+        """Whether a type of that name can be resolved."""
+        return self._find(name) is not None
+
+    def overrides(self, name: str, hook: str) -> bool:
+        """Whether the type has its own version of a hook such as ``on_cleanup``; false for unknown types."""
+        found = self._find(name)
+        if found is None:
+            return False
+        source = self._tasks[found]
+        cls = source if isinstance(source, type) else type(source)
+        return issubclass(cls, Task) and getattr(cls, hook) is not getattr(Task, hook)
+
+    def names(self) -> list[str]:
+        """Every registered name."""
+        return sorted(self._tasks)
+
+    def suggest(self, name: str) -> str:
+        """A hint at a similar name, or nothing."""
+        close = difflib.get_close_matches(name, [*self._tasks, *self._aliases], n=1)
+        return f". Did you mean {close[0]!r}?" if close else ""
+
+    def _find(self, name: str) -> str | None:
+        last = name.rsplit(".", 1)[-1]
+        for candidate in (name, last, last.lower()):
+            if candidate in self._tasks:
+                return candidate
+            if candidate in self._aliases:
+                return self._aliases[candidate]
+        return None
+
+    def _name_of(self, name: str) -> str:
+        found = self._find(name)
+        if found is None:
+            raise TaskNotFoundError(f"No task found for type: {name}{self.suggest(name)}")
+        return found

@@ -1,0 +1,124 @@
+"""What a task says when it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stabilize_celery.models.status import WorkflowStatus
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The result of one call of a task.
+
+    Attributes:
+        status: what the task has come to.
+        context: merged into the stage's own context.
+        outputs: merged into the stage's outputs, which the stages after it see.
+        target_stage_ref_id: where a redirect goes.
+        suspend_timeout: seconds after which a suspension without a signal fails; ``None`` waits forever.
+        retry_after: seconds until a task that is still running is called again; ``None`` backs off.
+    """
+
+    status: WorkflowStatus
+    context: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    target_stage_ref_id: str | None = None
+    suspend_timeout: float | None = None
+    retry_after: float | None = None
+
+    @classmethod
+    def success(
+        cls, outputs: Mapping[str, Any] | None = None, context: Mapping[str, Any] | None = None
+    ) -> TaskResult:
+        """It did its work."""
+        return cls(WorkflowStatus.SUCCEEDED, dict(context or {}), dict(outputs or {}))
+
+    @classmethod
+    def running(
+        cls, context: Mapping[str, Any] | None = None, retry_after: float | None = None
+    ) -> TaskResult:
+        """It is not done; call it again later.  This does not count as an attempt."""
+        return cls(WorkflowStatus.RUNNING, dict(context or {}), retry_after=retry_after)
+
+    @classmethod
+    def terminal(cls, error: str, context: Mapping[str, Any] | None = None) -> TaskResult:
+        """It failed; ``error`` goes into the stage's context."""
+        return cls(WorkflowStatus.TERMINAL, {**(context or {}), "error": error})
+
+    @classmethod
+    def failed_continue(
+        cls,
+        error: str,
+        outputs: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> TaskResult:
+        """It failed, and the workflow goes on."""
+        return cls(WorkflowStatus.FAILED_CONTINUE, {**(context or {}), "error": error}, dict(outputs or {}))
+
+    @classmethod
+    def skipped(cls) -> TaskResult:
+        """There was nothing to do."""
+        return cls(WorkflowStatus.SKIPPED)
+
+    @classmethod
+    def canceled(cls, outputs: Mapping[str, Any] | None = None) -> TaskResult:
+        """It was canceled."""
+        return cls(WorkflowStatus.CANCELED, outputs=dict(outputs or {}))
+
+    @classmethod
+    def stopped(cls, outputs: Mapping[str, Any] | None = None) -> TaskResult:
+        """It ends its branch without failing the workflow."""
+        return cls(WorkflowStatus.STOPPED, outputs=dict(outputs or {}))
+
+    @classmethod
+    def suspend(cls, context: Mapping[str, Any] | None = None, timeout: float | None = None) -> TaskResult:
+        """It waits for a signal, for ``timeout`` seconds at most."""
+        return cls(WorkflowStatus.SUSPENDED, dict(context or {}), suspend_timeout=timeout)
+
+    @classmethod
+    def redirect(cls, context: Mapping[str, Any] | None = None) -> TaskResult:
+        """Kept for old code; a redirect without a target is a failure.  Use :meth:`jump_to`."""
+        return cls(WorkflowStatus.REDIRECT, dict(context or {}))
+
+    @classmethod
+    def jump_to(
+        cls,
+        target_stage_ref_id: str,
+        context: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
+    ) -> TaskResult:
+        """Continue at another stage, which is reset and sees ``context`` (seed document *Flow Control*)."""
+        return cls(WorkflowStatus.REDIRECT, dict(context or {}), dict(outputs or {}), target_stage_ref_id)
+
+    @classmethod
+    def builder(cls, status: WorkflowStatus) -> TaskResultBuilder:
+        """Build a result step by step."""
+        return TaskResultBuilder(cls(status))
+
+    def merge_outputs(self, other: Mapping[str, Any]) -> TaskResult:
+        """The same result with more outputs."""
+        return replace(self, outputs={**self.outputs, **other})
+
+
+class TaskResultBuilder:
+    """Collects the parts of a :class:`TaskResult`."""
+
+    def __init__(self, result: TaskResult) -> None:
+        self._result = result
+
+    def context(self, context: Mapping[str, Any]) -> TaskResultBuilder:
+        """Add to the context."""
+        self._result = replace(self._result, context={**self._result.context, **context})
+        return self
+
+    def outputs(self, outputs: Mapping[str, Any]) -> TaskResultBuilder:
+        """Add to the outputs."""
+        self._result = self._result.merge_outputs(outputs)
+        return self
+
+    def build(self) -> TaskResult:
+        """The result."""
+        return self._result

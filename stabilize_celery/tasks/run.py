@@ -1,0 +1,77 @@
+"""What a running task can know about its own run: attempt, fencing token, whether it should stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TaskRun:
+    """One attempt at a task, seen from inside.
+
+    Attributes:
+        attempt: 1 for the first attempt; polling again is not another attempt.
+        fencing_token: grows with every claim of this task; give it to systems that can refuse an old one.
+        cancelled: set as soon as the task is canceled, times out, or its worker loses the lease.
+    """
+
+    workflow_id: str
+    stage_id: str
+    task_id: str
+    generation: int = 0
+    attempt: int = 1
+    fencing_token: int = 1
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    _callbacks: list[Callable[[], None]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt at this task in this pass of the workflow, and different for any other."""
+        return f"{self.task_id}:{self.generation}"
+
+    def interrupt(self) -> None:
+        """Tell the task to stop; called by the engine, from another thread."""
+        with self._lock:
+            self.cancelled.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    @contextmanager
+    def on_interrupt(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call ``callback`` (from another thread) if the task is told to stop while the block runs."""
+        with self._lock:
+            late = self.cancelled.is_set()
+            if not late:
+                self._callbacks.append(callback)
+        if late:
+            callback()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
+
+
+_current: ContextVar[TaskRun | None] = ContextVar("stabilize_task_run", default=None)
+
+
+def current_run() -> TaskRun | None:
+    """The run this code belongs to, or ``None`` outside a task."""
+    return _current.get()
+
+
+@contextmanager
+def running(run: TaskRun) -> Iterator[TaskRun]:
+    """Make ``run`` the current one while the block runs."""
+    token = _current.set(run)
+    try:
+        yield run
+    finally:
+        _current.reset(token)

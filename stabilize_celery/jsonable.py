@@ -1,0 +1,173 @@
+"""Only JSON is stored: one check for contexts, triggers and outputs, naming the key of what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+from stabilize_celery.errors import InvalidOutputError, InvalidWorkflowError, StabilizeError
+
+#: Levels of lists and mappings inside each other; every JSON reader in use can take that many.
+MAX_DEPTH = 200
+
+_CONTAINERS = (dict, list, tuple)
+_HINTS: tuple[tuple[tuple[type, ...], str], ...] = (
+    ((set, frozenset), "give a list: sorted(value)"),
+    ((bytes, bytearray, memoryview), "give text: value.decode(), or base64 for binary data"),
+    ((date, time), "give text: value.isoformat()"),
+    ((timedelta,), "give seconds: value.total_seconds()"),
+    ((Decimal,), "give text or a number: str(value) or float(value)"),
+    ((UUID, PurePath), "give text: str(value)"),
+    ((Enum,), "give value.value"),
+    ((Iterator,), "give a list: list(value)"),
+    ((Mapping,), "give a plain mapping: dict(value)"),
+)
+
+
+def ensure_json(value: Any, where: str, error: type[StabilizeError] = InvalidWorkflowError) -> None:
+    """Check that ``value`` can be stored as JSON.
+
+    JSON are mappings with text keys, lists, tuples (which come back as lists), text, finite numbers, true,
+    false and null.
+
+    Args:
+        value: what is to be stored.
+        where: what it is, for the message, such as ``stage a: context``.
+        error: what to raise.
+
+    Raises:
+        InvalidWorkflowError: or ``error``; the message holds the path of keys and a way out.
+    """
+    dumps_json(value, where, error=error)
+
+
+def dumps_json(
+    value: Any, where: str, max_bytes: int | None = None, error: type[StabilizeError] = InvalidOutputError
+) -> str:
+    """The compact JSON text of ``value``, in ASCII.
+
+    Args:
+        value: what is to be stored.
+        where: what it is, for the message.
+        max_bytes: the largest accepted size of the text in bytes; ``None`` for no limit.
+        error: what to raise.
+
+    Raises:
+        InvalidOutputError: or ``error``; it is not JSON (the path of keys is named) or too large (the largest
+            keys are named).
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        raise error(_problem(value, where)) from None
+    if not _has_text_keys_and_depth(value):
+        raise error(_problem(value, where))
+    if max_bytes is not None and len(text) > max_bytes:
+        raise error(
+            f"{where}: {len(text):,} bytes as JSON, the limit is {max_bytes:,}{_largest(value)};"
+            " store large data elsewhere and pass a reference to it"
+        )
+    return text
+
+
+def _has_text_keys_and_depth(value: Any) -> bool:
+    """json.dumps would turn a number used as a key into text without saying so."""
+    level = [value] if isinstance(value, _CONTAINERS) else []
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return True
+        below: list[Any] = []
+        for container in level:
+            children: Iterable[Any] = container
+            if isinstance(container, dict):
+                if not all(isinstance(key, str) for key in container):
+                    return False
+                children = container.values()
+            below.extend(child for child in children if isinstance(child, _CONTAINERS))
+        level = below
+    return not level
+
+
+def _problem(value: Any, where: str) -> str:
+    """Where the first thing is that is not JSON, depth first, and what could be given instead."""
+    waiting: list[tuple[Any, str, tuple[int, ...]]] = [(value, "", ())]
+    while waiting:
+        current, path, parents = waiting.pop()
+        wrong = _wrong_leaf(current)
+        if isinstance(current, _CONTAINERS):
+            wrong = _wrong_container(current, parents)
+            if wrong is None:
+                inside = (*parents, id(current))
+                waiting.extend(reversed([(child, path + step, inside) for step, child in _steps(current)]))
+        if wrong is not None:
+            return f"{where}{_shortened(path)}: {wrong}"
+    return f"{where}: it cannot be stored as JSON"
+
+
+def _wrong_container(value: Any, parents: tuple[int, ...]) -> str | None:
+    if id(value) in parents:
+        return "it contains itself, which cannot be stored as JSON"
+    if len(parents) >= MAX_DEPTH:
+        return f"nested deeper than {MAX_DEPTH} levels"
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                return f"the key {key!r} is of type {type(key).__name__}; keys are text, give {str(key)!r}"
+    return None
+
+
+def _wrong_leaf(value: Any) -> str | None:
+    if value is None or isinstance(value, (str, bool)):
+        return None
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return None
+        return f"{float.__repr__(value)} cannot be stored as JSON; give None"
+    if isinstance(value, int):
+        try:
+            int.__repr__(value)
+        except ValueError:
+            return "the number has too many digits; give text"
+        return None
+    return f"a value of type {type(value).__name__} cannot be stored as JSON{_hint(value)}"
+
+
+def _hint(value: Any) -> str:
+    for types, hint in _HINTS:
+        if isinstance(value, types):
+            return f"; {hint}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return "; give dataclasses.asdict(value)"
+    if hasattr(value, "model_dump"):
+        return "; give value.model_dump(mode='json')"
+    if hasattr(value, "tolist"):
+        return "; give value.tolist()"
+    return ""
+
+
+def _steps(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield (f".{key}" if key.isidentifier() else f"[{key!r}]"), child
+    else:
+        for index, child in enumerate(value):
+            yield f"[{index}]", child
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 200 else f"{path[:100]} ... {path[-60:]}"
+
+
+def _largest(value: Any) -> str:
+    if not isinstance(value, dict) or not value:
+        return ""
+    sizes = sorted(((len(json.dumps(child)), key) for key, child in value.items()), reverse=True)
+    return "; largest: " + ", ".join(f"{key} ({size:,})" for size, key in sizes[:3])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import amqp
 import pytest
 
@@ -36,9 +38,11 @@ def test_queues_can_be_purged_and_deleted(rabbit_service: RabbitService, broker_
 
 
 def test_connections_can_be_dropped(rabbit_service: RabbitService, broker_url: str) -> None:
-    with pytest.raises((amqp.ConnectionForced, OSError)):  # noqa: PT012 - the block ends with the dead connection
-        with rabbit_service.channel(broker_url) as channel:
-            assert rabbit_service.drop_connections(broker_url) == 1
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(amqp.ConnectionForced, OSError))
+        channel = stack.enter_context(rabbit_service.channel(broker_url))
+        assert rabbit_service.drop_connections(broker_url) == 1
+        with pytest.raises((amqp.ConnectionForced, OSError)):
             channel.connection.drain_events(timeout=5)
     assert rabbit_service.drop_connections(broker_url) == 0
 

@@ -1,0 +1,61 @@
+# One word per thing a contributor does. Each target makes the virtual environment it needs: `.venv`, or the
+# active one (VIRTUAL_ENV), or the one named by VENV. A stamp keyed on pyproject.toml makes re-runs fast.
+
+VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+# The first interpreter on PATH that the package supports.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PYTEST_ARGS ?=
+
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 to 3.13 and nothing else"
+	@echo "make test     run every test against private PostgreSQL and RabbitMQ instances"
+	@echo "make check    ruff, formatting, mypy, import contracts"
+	@echo "make format   let ruff fix and format"
+	@echo "make clean    remove what the other targets made"
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on PATH; name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "Installing stabilize-celery into $(VENV) ..."
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	@echo "Installing stabilize-celery[test] into $(VENV) ..."
+	@$(PIP) install --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "Installing stabilize-celery[dev] into $(VENV) ..."
+	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+demo: $(VENV)/.installed
+	@$(BIN)/python examples/data_pipeline.py
+
+test: $(VENV)/.installed-test
+	@config/install-services.sh
+	@$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -120,7 +120,8 @@ def _wrong_container(value: Any, parents: tuple[int, ...]) -> str | None:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                return f"the key {key!r} is of type {type(key).__name__}; keys are text, give {str(key)!r}"
+                shown = _shown(key)
+                return f"the key {shown} is of type {type(key).__name__}; keys are text, give {shown!r}"
     return None
 
 
@@ -160,6 +161,13 @@ def _steps(value: Any) -> Iterator[tuple[str, Any]]:
     else:
         for index, child in enumerate(value):
             yield f"[{index}]", child
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:100]
+    except Exception:  # a number with too many digits, or a broken __repr__
+        return "<...>"
 
 
 def _shortened(path: str) -> str:

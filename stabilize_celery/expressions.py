@@ -95,7 +95,7 @@ def parse(text: str) -> Expression:
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> Expression:
-    source = text.strip()
+    source = text.strip().replace("\r\n", "\n").replace("\r", "\n")
     if not source:
         raise ExpressionError(f"the condition is empty; {ALLOWED}")
     if len(source) > MAX_LENGTH:
@@ -103,11 +103,13 @@ def _parse(text: str) -> Expression:
     try:
         tree = ast.parse(source, mode="eval").body
     except SyntaxError as failure:
-        place = (failure.lineno or 1, max((failure.offset or 1) - 1, 0))
-        raise _error(source, place, failure.msg) from None
+        line, column, problem = failure.lineno or 1, (failure.offset or 1) - 1, failure.msg
+        if failure.offset == 0 or column >= len(source):
+            line, column, problem = source.count("\n") + 1, len(source), "something is missing at the end"
+        raise _error(source, (line, column), problem) from None
     except (ValueError, RecursionError, MemoryError, OverflowError) as failure:
-        problem = "it is nested too deeply" if isinstance(failure, (RecursionError, MemoryError)) else failure
-        raise _error(source, (1, 0), str(problem)) from None
+        too_deep = isinstance(failure, (RecursionError, MemoryError))
+        raise _error(source, (1, 0), "it is nested too deeply" if too_deep else str(failure)) from None
     _check(tree, source)
     return Expression(text, tree)
 
@@ -121,7 +123,7 @@ def _check(tree: ast.expr, source: str) -> None:
         if depth > MAX_DEPTH:
             problem = f"it is nested deeper than {MAX_DEPTH} levels"
         if problem is not None:
-            line = source.splitlines()[node.lineno - 1]
+            line = source.split("\n")[node.lineno - 1]
             column = len(line.encode()[: node.col_offset].decode(errors="ignore"))
             raise _error(source, (node.lineno, column), problem)
         children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
@@ -224,10 +226,11 @@ _EVALUATORS: dict[type[ast.AST], Callable[[Any, Mapping[str, Any]], Any]] = {
 def _error(source: str, place: tuple[int, int], problem: str) -> ExpressionError:
     """``place`` is a line from 1 and a column from 0, in characters."""
     number, column = place
-    lines = source.splitlines() or [""]
+    lines = source.split("\n")
     line = lines[min(number, len(lines)) - 1]
+    column = min(column, len(line))
     start = max(0, column - 50)
-    shown = line[start : start + 80].replace("\x00", "\N{REPLACEMENT CHARACTER}").replace("\t", " ")
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line[start : start + 80])
     where = f"column {column + 1}" if len(lines) == 1 else f"line {number}, column {column + 1}"
     return ExpressionError(
         f"not a condition, {where}: {problem}\n    {shown}\n    {' ' * (column - start)}^\n{ALLOWED}"

@@ -154,10 +154,11 @@ class LocalPostgres(PostgresService):
     """A private instance of the installed binaries."""
 
     def __init__(self, binaries: Path) -> None:
-        self._binaries = binaries
+        self.binaries = binaries
         # The server refuses to run as root, so root lends it another account and a folder of its own.
-        self._user = _unprivileged_user() if os.geteuid() == 0 else None
-        self._folder = temporary_folder("postgres", self._user)
+        self.user = _unprivileged_user() if os.geteuid() == 0 else None
+        self._folder = temporary_folder("postgres", self.user)
+        self.data = self._folder / "data"
         self._process: ChildProcess | None = None
         super().__init__(URL.create("postgresql+psycopg", "stabilize", None, "127.0.0.1", 0, "postgres"))
         atexit.register(self.discard)
@@ -176,7 +177,7 @@ class LocalPostgres(PostgresService):
         for attempt in range(START_TRIES):
             self._url = self._url.set(port=free_port())
             process = ChildProcess(
-                self._command(), log=self._folder / "postgres.log", cwd=self._folder, user=self._user
+                self._command(), log=self._folder / "postgres.log", cwd=self._folder, user=self.user
             )
             try:
                 self._launch(process)
@@ -214,12 +215,12 @@ class LocalPostgres(PostgresService):
     def _command(self) -> list[str]:
         settings = {**POSTGRES_SETTINGS, "port": str(self._url.port)}
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        return [str(self._binaries / "postgres"), "-D", str(self._folder / "data"), *options]
+        return [str(self.binaries / "postgres"), "-D", str(self.data), *options]
 
     def _init_data(self) -> None:
-        command = [str(self._binaries / "initdb"), "-D", str(self._folder / "data"), "-U", "stabilize"]
+        command = [str(self.binaries / "initdb"), "-D", str(self.data), "-U", "stabilize"]
         command += ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
-        process = ChildProcess(command, log=self._folder / "initdb.log", cwd=self._folder, user=self._user)
+        process = ChildProcess(command, log=self._folder / "initdb.log", cwd=self._folder, user=self.user)
         process.start()
         if process.wait(START_TIMEOUT):
             raise ProcessFailed(f"initdb failed\n{process.tail()}")
@@ -230,7 +231,7 @@ def _unprivileged_user() -> str:
     return "postgres" if "postgres" in known else "nobody"
 
 
-def _postgres_binaries() -> Path | None:
+def postgres_binaries() -> Path | None:
     def version(folder: Path) -> float:
         with contextlib.suppress(ValueError):
             return float(folder.parent.name)
@@ -401,9 +402,11 @@ management.disable_stats = true
 class LocalRabbit(RabbitService):
     """A private broker from the installed scripts, with its own node, ports, port mapper and cookie."""
 
-    def __init__(self, scripts: Path) -> None:
+    def __init__(self, scripts: Path, *, settings: str = "") -> None:
         self._scripts = scripts
+        self._settings = settings
         self._folder = temporary_folder("rabbitmq")
+        self._env: dict[str, str] = {}
         self._epmd: ChildProcess | None = None
         self._broker: ChildProcess | None = None
         super().__init__("127.0.0.1", 0, "")
@@ -451,6 +454,15 @@ class LocalRabbit(RabbitService):
         for name in sorted(self._vhosts):
             self.add_vhost(name)
 
+    def setting(self, application: str, key: str) -> str:
+        """What the broker made of a setting: the test of a configuration file."""
+        command = [str(self._scripts / "rabbitmqctl"), "--quiet", "eval"]
+        command.append(f"{{ok, Value}} = application:get_env({application}, {key}), Value.")
+        done = subprocess.run(command, env=self._env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ProcessFailed(f"{' '.join(command)} failed\n{done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
     def discard(self) -> None:
         """End it for good: nobody needs the data any more."""
         if self._broker is not None:
@@ -471,13 +483,15 @@ class LocalRabbit(RabbitService):
         self.port, api_port, epmd_port, node_port = (free_port() for _ in range(4))
         self.api = f"http://127.0.0.1:{api_port}"
         folder = self._folder
-        (folder / "rabbitmq.conf").write_text(RABBIT_CONFIG.format(port=self.port, api_port=api_port))
+        settings = RABBIT_CONFIG.format(port=self.port, api_port=api_port)
+        # A later line wins over an earlier one.
+        (folder / "rabbitmq.conf").write_text(f"{self._settings}\n{settings}")
         (folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
         cookie = folder / ".erlang.cookie"
         if not cookie.exists():
             cookie.write_text(uuid.uuid4().hex)
             cookie.chmod(0o400)
-        env = {
+        self._env = env = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_"))},
             "HOME": str(folder),
             "ERL_EPMD_PORT": str(epmd_port),
@@ -512,7 +526,7 @@ def _epmd_binary() -> str:
     return found
 
 
-def _rabbit_scripts() -> Path | None:
+def rabbit_scripts() -> Path | None:
     """RabbitMQ's own scripts. The wrapper that packages put on PATH insists on the rabbitmq account."""
     folders = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin"), reverse=True)
     folders += [Path("/usr/lib/rabbitmq/bin"), Path("/opt/homebrew/opt/rabbitmq/sbin")]
@@ -631,12 +645,13 @@ class ComposeRabbit(RabbitService):
 
 @functools.cache
 def docker_answers() -> bool:
-    """True when a Docker engine runs; the client alone is not enough."""
+    """True when a Docker engine runs and `docker compose` is there; the client alone is not enough."""
     if shutil.which("docker") is None:
         return False
     with contextlib.suppress(subprocess.TimeoutExpired):
-        return (
-            subprocess.run(["docker", "info"], capture_output=True, timeout=10, check=False).returncode == 0
+        return all(
+            subprocess.run(["docker", *command], capture_output=True, timeout=10, check=False).returncode == 0
+            for command in (["info"], ["compose", "version"])
         )
     return False
 
@@ -646,7 +661,7 @@ def choose_postgres() -> PostgresService:
     url = os.environ.get("STABILIZE_TEST_DATABASE_URL")
     if url:
         return PostgresService(url)
-    binaries = _postgres_binaries()
+    binaries = postgres_binaries()
     if binaries is not None:
         return LocalPostgres(binaries)
     if docker_answers():
@@ -668,7 +683,7 @@ def choose_rabbit() -> RabbitService:
         return RabbitService(
             host, parts.port or 5672, api, parts.username or "guest", parts.password or "guest"
         )
-    scripts = _rabbit_scripts()
+    scripts = rabbit_scripts()
     if scripts is not None:
         return LocalRabbit(scripts)
     if docker_answers():

@@ -44,7 +44,9 @@ class WorkerProcess:
         cwd: Path | None = None,
         arguments: Sequence[str] = (),
         name: str | None = None,
+        command: Sequence[str] | None = None,
     ) -> None:
+        """`command` replaces the whole command line, for tests of commands that stand in files."""
         self.name = name or f"w{uuid.uuid4().hex[:8]}@localhost"
         self.log = log
         self.cwd = cwd or log.parent
@@ -55,6 +57,8 @@ class WorkerProcess:
         if queues:
             self.command += ["--queues", ",".join(queues)]
         self.command += arguments
+        if command is not None:
+            self.command = list(command)
         self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         paths = [str(self.cwd), str(ROOT), *filter(None, [self._env.get("PYTHONPATH")])]
         self._env["PYTHONPATH"] = os.pathsep.join(paths)

@@ -22,8 +22,8 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No URL, no binaries, no Docker engine."""
     monkeypatch.delenv("STABILIZE_TEST_DATABASE_URL", raising=False)
     monkeypatch.delenv("STABILIZE_TEST_BROKER_URL", raising=False)
-    monkeypatch.setattr(services, "_postgres_binaries", lambda: None)
-    monkeypatch.setattr(services, "_rabbit_scripts", lambda: None)
+    monkeypatch.setattr(services, "postgres_binaries", lambda: None)
+    monkeypatch.setattr(services, "rabbit_scripts", lambda: None)
     monkeypatch.setattr(services, "docker_answers", lambda: False)
 
 

@@ -1,8 +1,8 @@
 """Worker settings for a durable orchestrator, read by `app.py`.
 
 Only what concerns the worker as a whole stands here. What a message of the engine needs (late or early
-acknowledgement, no result, no automatic retry) the engine sets on its own Celery tasks, so that the tasks of a
-host application keep their own settings.
+acknowledgement, no result, no automatic retry) the engine sets on its own Celery tasks, so that the tasks of
+a host application keep their own settings.
 """
 
 from __future__ import annotations

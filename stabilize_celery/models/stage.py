@@ -71,6 +71,8 @@ class StageExecution:
     open_upstreams: int = field(default=0, repr=False)
     #: A required stage ended in a way that will never let this one start.
     blocked: bool = field(default=False, repr=False)
+    #: A jump leads to it: it starts whatever the stages it requires do.
+    released: bool = field(default=False, repr=False)
     #: Phase of the parent it belongs to; ``None`` for a stage of the workflow itself.
     phase: Phase | None = field(default=None, repr=False)
     #: phase -> number of synthetic stages planned for it in this generation.

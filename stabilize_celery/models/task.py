@@ -44,6 +44,8 @@ class TaskExecution:
     #: When the task was paused, and how long it has been paused so far; subtracted from its timeouts.
     paused_at: datetime | None = None
     paused_seconds: float = 0.0
+    #: How often it has waited for a signal; tells one suspension from the next.
+    suspensions: int = 0
 
     @classmethod
     def create(
@@ -71,5 +73,6 @@ class TaskExecution:
             "failed_as",
             "paused_at",
             "paused_seconds",
+            "suspensions",
         ):
             setattr(self, name, getattr(fresh, name))

@@ -1,0 +1,3 @@
+"""Stage definition builders: what a stage type is made of."""
+
+from __future__ import annotations

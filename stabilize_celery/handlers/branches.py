@@ -1,0 +1,149 @@
+"""What follows when a stage has ended: its successors start, or its branch ends.
+
+See ``dag/branches.py`` for what a branch is.
+"""
+
+from __future__ import annotations
+
+from stabilize_celery.dag.branches import recount
+from stabilize_celery.handlers.base import stage_ids
+from stabilize_celery.handlers.lifecycle import end_workflow, run_task, wake
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import CompleteWorkflow, ContinueParentStage, StartStage
+from stabilize_celery.models.stage import Phase, StageExecution
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.workflow import Workflow
+
+
+def stage_ended(unit: Unit, stage: StageExecution) -> None:
+    """A stage has reached its final status: go on from there."""
+    if stage.is_synthetic:
+        _child_ended(unit, stage)
+    elif stage.status.is_continuable:
+        _pass_on(unit, stage)
+    else:
+        _halt_branch(unit, stage)
+
+
+def _pass_on(unit: Unit, stage: StageExecution) -> None:
+    """Hand a branch on to each stage after this one."""
+    balance = -1
+    for following in unit.downstream(stage):
+        if waits(following):
+            balance += 1
+            if _arrive(unit, following):
+                balance -= following.upstream_count - 1
+    _account(unit, stage.execution, balance)
+
+
+def waits(stage: StageExecution) -> bool:
+    """Whether a stage still waits for the stages it requires, and can ever start."""
+    return stage.status is S.NOT_STARTED and stage.open_upstreams > 0 and not stage.blocked
+
+
+def _arrive(unit: Unit, stage: StageExecution) -> bool:
+    """One of the stages it waits for is there; the last one starts it.  Returns whether it started."""
+    unit.change(stage, open_upstreams=stage.open_upstreams - 1)
+    if stage.open_upstreams:
+        return False
+    unit.send(StartStage(**stage_ids(stage)))
+    return True
+
+
+def _account(unit: Unit, workflow: Workflow, balance: int) -> None:
+    """Add or end branches; when the last one ends, so does the workflow."""
+    if balance > 0:
+        unit.add_branches(workflow, balance)
+    elif balance < 0 and unit.release_branches(workflow, -balance) == 0:
+        unit.send(CompleteWorkflow(workflow_id=workflow.id))
+
+
+def _halt_branch(unit: Unit, stage: StageExecution) -> None:
+    """Nothing downstream of a halted stage starts.  A TERMINAL one ends the whole workflow."""
+    if stage.status is S.TERMINAL:
+        unit.send(CompleteWorkflow(workflow_id=stage.execution.id, halted=True))
+        return
+    ended = 1 + sum(s.upstream_count - s.open_upstreams for s in _block_downstream(unit, stage))
+    left = unit.release_branches(stage.execution, ended)
+    unit.change(stage.execution, has_halted=True)
+    if left == 0:
+        unit.send(CompleteWorkflow(workflow_id=stage.execution.id))
+
+
+def _block_downstream(unit: Unit, stage: StageExecution) -> list[StageExecution]:
+    """Mark everything that can never start because of this stage; returns what was marked."""
+    blocked: list[StageExecution] = []
+    frontier = [stage]
+    while frontier:
+        for following in unit.downstream(frontier.pop()):
+            if waits(following):
+                unit.change(following, blocked=True)
+                blocked.append(following)
+                frontier.append(following)
+    return blocked
+
+
+def _child_ended(unit: Unit, child: StageExecution) -> None:
+    """A synthetic stage has ended: its siblings go on, and the last of its phase lets the parent go on."""
+    strands = child.status is S.FAILED_CONTINUE and not child.own_context.get(
+        "allowSiblingStagesToContinueOnFailure"
+    )
+    settled = 1
+    if child.status.is_continuable and not strands:
+        for sibling in unit.downstream(child):
+            if waits(sibling):
+                _arrive(unit, sibling)
+    else:
+        settled += len(_block_downstream(unit, child))
+    assert child.parent_stage_id is not None
+    parent = unit.stage(child.parent_stage_id)
+    if parent is None or parent.status.is_complete:
+        return
+    unit.change(parent, open_children=max(0, parent.open_children - settled))
+    if parent.open_children == 0 or child.status.is_halt:
+        unit.send(ContinueParentStage(**stage_ids(parent), phase=child.phase or Phase.AFTER))
+
+
+def resume_progress(unit: Unit, workflow: Workflow) -> None:
+    """After a workflow was rewired: count its branches anew, start what is ready, end it if nothing is left.
+
+    ``workflow`` holds all its stages.
+    """
+    count = recount(workflow.top_level_stages())
+    for stage in workflow.top_level_stages():
+        if stage.id in count.arrivals:
+            still_open, blocked = count.arrivals[stage.id]
+            if (stage.open_upstreams, stage.blocked) != (still_open, blocked):
+                unit.change(stage, open_upstreams=still_open, blocked=blocked)
+    if (workflow.live_branches, workflow.has_halted) != (count.live, count.halted):
+        unit.change(workflow, live_branches=count.live, has_halted=count.halted)
+    if workflow.status is not S.RUNNING:
+        return
+    for stage in count.ready:
+        unit.send(StartStage(**stage_ids(stage)))
+    terminal = any(stage.status is S.TERMINAL for stage in workflow.top_level_stages())
+    if terminal or count.live == 0:
+        unit.send(CompleteWorkflow(workflow_id=workflow.id, halted=terminal))
+
+
+def wake_paused(unit: Unit, workflow: Workflow, actor: str | None) -> None:
+    """Tasks that were parked by a pause run again."""
+    for stage in workflow.stages:
+        for task in stage.tasks:
+            if task.status is S.PAUSED:
+                paused = (unit.now - task.paused_at).total_seconds() if task.paused_at else 0.0
+                wake(
+                    unit,
+                    stage,
+                    task,
+                    "resumed",
+                    actor,
+                    paused_at=None,
+                    paused_seconds=task.paused_seconds + paused,
+                )
+                run_task(unit, stage, task)
+
+
+def fail_workflow(unit: Unit, workflow: Workflow, reason: str) -> None:
+    """End a workflow TERMINAL for a reason outside its stages."""
+    end_workflow(unit, workflow, S.TERMINAL, reason)

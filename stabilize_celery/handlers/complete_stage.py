@@ -1,0 +1,73 @@
+"""CompleteStage: see what a stage has come to; run what belongs after it; then let others go on."""
+
+from __future__ import annotations
+
+from stabilize_celery.context.sources import exported_sources
+from stabilize_celery.dag.outcome import Child, has_failed, phase_ended, stage_outcome
+from stabilize_celery.handlers.base import Handler, find_stage
+from stabilize_celery.handlers.branches import stage_ended
+from stabilize_celery.handlers.lifecycle import send_hooks, transition
+from stabilize_celery.handlers.planning import PlanningFailedError, begin_phase, planning_failed
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import CompleteStage
+from stabilize_celery.models.stage import Phase, StageExecution
+from stabilize_celery.models.status import WorkflowStatus as S
+
+
+class CompleteStageHandler(Handler[CompleteStage]):
+    """After-stages on success, on-failure stages on failure, then the final status."""
+
+    message_type = CompleteStage
+
+    def handle(self, message: CompleteStage, unit: Unit) -> None:
+        stage = find_stage(message, unit)
+        if stage is None or stage.status is not S.RUNNING or stage.execution.status.is_complete:
+            return
+        children = children_of(unit, stage)
+        status, failed = self._assess(stage, children)
+        if not status.is_complete:
+            return
+        if not failed and not status.is_halt and Phase.AFTER.value not in stage.planned:
+            if self._begins(unit, stage, Phase.AFTER):
+                return
+            status, failed = self._assess(stage, children)
+        if failed and status is not S.CANCELED:
+            if Phase.ON_FAILURE.value not in stage.planned:
+                if self._begins(unit, stage, Phase.ON_FAILURE):
+                    return
+            elif not phase_ended(children, Phase.ON_FAILURE):
+                return
+        finish_stage(unit, stage, status)
+
+    def _assess(self, stage: StageExecution, children: list[Child]) -> tuple[S, bool]:
+        unplanned = bool(
+            stage.context.get("beforeStagePlanningFailed") or stage.context.get("afterStagePlanningFailed")
+        )
+        return stage_outcome(stage, children, unplanned), has_failed(stage.tasks, children, unplanned)
+
+    def _begins(self, unit: Unit, stage: StageExecution, phase: Phase) -> bool:
+        try:
+            return begin_phase(unit, stage, phase)
+        except PlanningFailedError as error:
+            planning_failed(unit, stage, phase, error)
+            return False
+
+
+def children_of(unit: Unit, stage: StageExecution) -> list[Child]:
+    """The synthetic stages of a stage as far as its outcome depends on them."""
+    if not any(stage.planned.values()):
+        return []
+    return [
+        Child(child.phase or Phase.AFTER, child.status, stranded=child.blocked and child.status is S.NOT_STARTED)
+        for child in unit.children(stage)
+    ]
+
+
+def finish_stage(unit: Unit, stage: StageExecution, status: S, reason: str = "") -> None:
+    """Give a stage its final status; what it saw and produced is there for the stages after it."""
+    transition(unit, stage, status, reason, end_time=unit.now)
+    seen = exported_sources(stage)
+    if seen != stage.sources:
+        unit.change(stage, sources=seen)
+    send_hooks(unit, stage, "on_cleanup", stage.tasks)
+    stage_ended(unit, stage)

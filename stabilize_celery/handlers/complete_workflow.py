@@ -1,0 +1,49 @@
+"""CompleteWorkflow: see whether a workflow has ended, and how."""
+
+from __future__ import annotations
+
+from stabilize_celery.dag.outcome import workflow_outcome
+from stabilize_celery.handlers.base import Handler, find_workflow
+from stabilize_celery.handlers.lifecycle import cancel_stage, end_workflow
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import CompleteWorkflow
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.workflow import Workflow
+
+
+class CompleteWorkflowHandler(Handler[CompleteWorkflow]):
+    """When no branch is left it ends; a TERMINAL stage ends it at once, and cancels what is still active."""
+
+    message_type = CompleteWorkflow
+
+    def handle(self, message: CompleteWorkflow, unit: Unit) -> None:
+        workflow = find_workflow(message, unit)
+        if workflow is None or workflow.status is not S.RUNNING:
+            # A paused one is looked at again when it is resumed.
+            return
+        if not message.halted and not workflow.has_halted:
+            if workflow.live_branches == 0:
+                end_workflow(unit, workflow, S.SUCCEEDED)
+            return
+        whole = unit.whole(workflow.id)
+        assert whole is not None
+        statuses = {stage.status for stage in whole.top_level_stages()}
+        if S.TERMINAL in statuses:
+            self._fail(unit, whole)
+        elif workflow.live_branches == 0:
+            end_workflow(unit, whole, workflow_outcome(statuses, fail_at_end=_fails_at_end(whole)))
+
+    def _fail(self, unit: Unit, workflow: Workflow) -> None:
+        failed = next(s for s in workflow.top_level_stages() if s.status is S.TERMINAL)
+        for stage in workflow.stages:
+            if not stage.status.is_complete and stage.status is not S.NOT_STARTED:
+                cancel_stage(unit, stage, f"stage {failed.ref_id} failed", "system")
+        unit.change(workflow, has_halted=True)
+        end_workflow(unit, workflow, S.TERMINAL, f"stage {failed.ref_id} failed")
+
+
+def _fails_at_end(workflow: Workflow) -> bool:
+    return any(
+        stage.status is S.STOPPED and stage.own_context.get("completeOtherBranchesThenFail")
+        for stage in workflow.top_level_stages()
+    )

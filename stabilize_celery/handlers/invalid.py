@@ -1,0 +1,38 @@
+"""The markers: a message was about something that does not exist.  Logged, nothing else."""
+
+from __future__ import annotations
+
+import logging
+
+from stabilize_celery.handlers.base import Handler
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import (
+    InvalidStageId,
+    InvalidTaskId,
+    InvalidTaskType,
+    InvalidWorkflowId,
+    Message,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class _InvalidHandler(Handler[Message]):
+    def handle(self, message: Message, unit: Unit) -> None:
+        logger.warning("%s: %s", message.type, message)
+
+
+class InvalidWorkflowIdHandler(_InvalidHandler):
+    message_type = InvalidWorkflowId
+
+
+class InvalidStageIdHandler(_InvalidHandler):
+    message_type = InvalidStageId
+
+
+class InvalidTaskIdHandler(_InvalidHandler):
+    message_type = InvalidTaskId
+
+
+class InvalidTaskTypeHandler(_InvalidHandler):
+    message_type = InvalidTaskType

@@ -1,0 +1,170 @@
+"""Named status changes.  Only :func:`transition` and :func:`reset_stage` write a status anywhere in the code base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stabilize_celery.handlers.base import stage_ids
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import RunHook, RunTask, StartWaitingWorkflows
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.status import validate_transition
+from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.models.workflow import Workflow
+
+#: What an earlier pass of the workflow leaves in a stage's context that must not meet a later one.
+PASS_KEYS = (
+    "exception",
+    "error",
+    "beforeStagePlanningFailed",
+    "afterStagePlanningFailed",
+    "_signal_name",
+    "_signal_data",
+    "_signal_user",
+    "jump_error",
+)
+
+
+def transition(
+    unit: Unit,
+    entity: Workflow | StageExecution,
+    status: S,
+    reason: str = "",
+    *,
+    task: TaskExecution | None = None,
+    actor: str | None = None,
+    **values: Any,
+) -> None:
+    """Move a workflow, a stage, or (given with its stage) a task to a status: check the table, write it, record it.
+
+    Raises:
+        InvalidStateTransitionError: the table does not allow it.
+    """
+    subject = entity if task is None else task
+    old = subject.status
+    kind = "task" if task is not None else type(entity).__name__.removesuffix("Execution").lower()
+    validate_transition(old, status, kind, subject.id)
+    if task is None:
+        unit.change(entity, status=status, **values)
+    else:
+        assert isinstance(entity, StageExecution)
+        task.status = status
+        for name, value in values.items():
+            setattr(task, name, value)
+        unit.change(entity, tasks=entity.tasks)
+    stage = entity if isinstance(entity, StageExecution) else None
+    workflow_id = entity.id if stage is None else stage.execution.id
+    unit.record(
+        kind,
+        workflow_id,
+        stage=stage,
+        task_id=None if task is None else task.id,
+        old=old,
+        new=status,
+        reason=reason,
+        actor=actor,
+    )
+
+
+def start_task(unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
+    """A task begins: the workers are told to run it."""
+    transition(unit, stage, S.RUNNING, task=task, start_time=unit.now)
+    run_task(unit, stage, task)
+
+
+def run_task(unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
+    """Send a running task to the workers."""
+    unit.send(RunTask(**stage_ids(stage), task_id=task.id, task_type=task.implementing_class))
+
+
+def finish_task(
+    unit: Unit, stage: StageExecution, task: TaskExecution, status: S, reason: str = "", **values: Any
+) -> None:
+    """A task ends."""
+    transition(unit, stage, status, reason, task=task, end_time=unit.now, **values)
+
+
+def wake(
+    unit: Unit, stage: StageExecution, task: TaskExecution, reason: str, actor: str | None = None, **values: Any
+) -> None:
+    """A suspended or paused task and its stage are running again."""
+    if stage.status is not S.RUNNING:
+        transition(unit, stage, S.RUNNING, reason, actor=actor)
+    transition(unit, stage, S.RUNNING, reason, task=task, actor=actor, **values)
+
+
+def update_context(unit: Unit, stage: StageExecution, changes: dict[str, Any], drop: tuple[str, ...] = ()) -> None:
+    """Merge into the stage's own context, and take keys out of it."""
+    if changes or any(key in stage.context for key in drop):
+        kept = {key: value for key, value in stage.context.items() if key not in drop}
+        unit.change(stage, context={**kept, **changes})
+
+
+def send_hooks(unit: Unit, stage: StageExecution, hook: str, tasks: list[TaskExecution]) -> None:
+    """Have ``on_cancel`` or ``on_cleanup`` of some tasks called, where their types have one.
+
+    A type that this process does not know is left to the worker that gets the message.
+    """
+    for task in tasks:
+        name = task.implementing_class
+        if unit.registry.overrides(name, hook) or not unit.registry.knows(name):
+            unit.send(RunHook(**stage_ids(stage), task_id=task.id, task_type=name, hook=hook))
+
+
+def cancel_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | None = None, force: bool = False) -> None:
+    """A stage that has not ended is canceled, and whoever works for it is told.  Its synthetic stages are not."""
+    active = [task for task in stage.tasks if task.status in (S.RUNNING, S.SUSPENDED, S.PAUSED)]
+    unit.stop_running(stage, force=force)
+    for task in stage.tasks:
+        if not task.status.is_complete:
+            finish_task(unit, stage, task, S.CANCELED, reason)
+    transition(unit, stage, S.CANCELED, reason, actor=actor, end_time=unit.now)
+    send_hooks(unit, stage, "on_cancel", active)
+    send_hooks(unit, stage, "on_cleanup", stage.tasks)
+
+
+def reset_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | None = None) -> None:
+    """A stage begins anew, in a new generation: nothing of its last pass counts any more but its context.
+
+    Messages of the old generation are stale from here on (promise P5).
+    """
+    running = [task for task in stage.tasks if task.status is S.RUNNING]
+    unit.stop_running(stage, force=False)
+    send_hooks(unit, stage, "on_cancel", running)
+    unit.drop_signals(stage)
+    old = stage.status
+    for task in stage.tasks:
+        task.reset()
+    unit.change(
+        stage,
+        status=S.NOT_STARTED,
+        generation=stage.generation + 1,
+        context={key: value for key, value in stage.context.items() if key not in PASS_KEYS},
+        outputs={},
+        sources={},
+        tasks=stage.tasks,
+        planned={},
+        open_children=0,
+        open_upstreams=stage.upstream_count,
+        blocked=False,
+        released=False,
+        start_time=None,
+        end_time=None,
+    )
+    unit.record(
+        "reset", stage.execution.id, stage=stage, old=old, new=S.NOT_STARTED, reason=reason, actor=actor
+    )
+
+
+def end_workflow(unit: Unit, workflow: Workflow, status: S, reason: str = "", actor: str | None = None) -> None:
+    """A workflow ends, and gives its slot back."""
+    transition(unit, workflow, status, reason, actor=actor, end_time=unit.now)
+    give_back_slot(unit, workflow)
+
+
+def give_back_slot(unit: Unit, workflow: Workflow) -> None:
+    """Others may start in its place."""
+    if workflow.pipeline_config_id:
+        unit.hold_slot(workflow, False)
+        unit.send(StartWaitingWorkflows(pipeline_config_id=workflow.pipeline_config_id))

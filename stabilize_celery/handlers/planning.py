@@ -1,0 +1,105 @@
+"""Planning a stage: its tasks and its synthetic stages, each phase at most once per generation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stabilize_celery.context.sources import child_rank
+from stabilize_celery.context.view import apply_view
+from stabilize_celery.dag.graph import StageGraphBuilder
+from stabilize_celery.errors import describe_error
+from stabilize_celery.handlers.base import stage_ids
+from stabilize_celery.handlers.lifecycle import update_context
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import StartStage
+from stabilize_celery.models.stage import Phase, StageExecution
+from stabilize_celery.stages.builder import StageDefinitionBuilder
+
+logger = logging.getLogger(__name__)
+
+
+class PlanningFailedError(Exception):
+    """A builder raised, or built something that is no graph; the cause says what."""
+
+
+def plan_tasks(unit: Unit, stage: StageExecution) -> None:
+    """Give a stage without tasks those of its builder.
+
+    Raises:
+        PlanningFailedError: the builder raised.
+    """
+    builder = unit.builders.find(stage.type)
+    if builder is not None and not stage.tasks:
+        with _planning(unit, stage):
+            tasks = list(builder.build_tasks(stage))
+        unit.change(stage, tasks=tasks)
+    for index, task in enumerate(stage.tasks):
+        task.stage_start = index == 0
+        task.stage_end = index == len(stage.tasks) - 1
+
+
+def begin_phase(unit: Unit, stage: StageExecution, phase: Phase) -> bool:
+    """Plan the synthetic stages of a phase and start those that wait for nothing.
+
+    Returns:
+        Whether there are any; if not the stage itself goes on.
+
+    Raises:
+        PlanningFailedError: the builder raised.
+    """
+    builder = unit.builders.find(stage.type)
+    if builder is None:
+        return False
+    with _planning(unit, stage):
+        children = _ask(builder, stage, phase)
+    for index, child in enumerate(children):
+        child.phase = phase
+        child.rank = child_rank(stage, phase, index)
+        child.upstream_count = child.open_upstreams = len(child.requisite_stage_ref_ids)
+        child.execution = stage.execution
+        if phase is not Phase.BEFORE:
+            # What comes after the tasks sees their outputs.
+            child.sources = dict.fromkeys(stage.outputs, [stage.id, *stage.rank])
+    unit.insert_children(stage, children)
+    unit.change(stage, planned={**stage.planned, phase.value: len(children)}, open_children=len(children))
+    for child in children:
+        if child.open_upstreams == 0:
+            unit.send(StartStage(**stage_ids(child)))
+    return bool(children)
+
+
+def planning_failed(unit: Unit, stage: StageExecution, phase: Phase, error: PlanningFailedError) -> None:
+    """Record on the stage why it could not be planned."""
+    cause = error.__cause__ or error
+    logger.warning("planning %s stages of %s failed: %s", phase.value, stage.ref_id, cause)
+    flag = "beforeStagePlanningFailed" if phase is Phase.BEFORE else "afterStagePlanningFailed"
+    changes = {flag: True}
+    if phase is not Phase.ON_FAILURE:
+        changes |= {"exception": describe_error(cause, transient=False), "error": str(cause)}
+    update_context(unit, stage, changes)
+    unit.change(stage, planned={**stage.planned, phase.value: 0}, open_children=0)
+
+
+def _ask(builder: StageDefinitionBuilder, stage: StageExecution, phase: Phase) -> list[StageExecution]:
+    graph = StageGraphBuilder(stage, phase)
+    {
+        Phase.BEFORE: builder.before_stages,
+        Phase.AFTER: builder.after_stages,
+        Phase.ON_FAILURE: builder.on_failure_stages,
+    }[phase](stage, graph)
+    return graph.build()
+
+
+@contextmanager
+def _planning(unit: Unit, stage: StageExecution) -> Iterator[None]:
+    """Show the builder what the stage sees, and turn whatever it raises into one error."""
+    apply_view(stage, unit.sees(stage))
+    try:
+        yield
+    except Exception as error:
+        raise PlanningFailedError(str(error)) from error
+    finally:
+        assert stage._own_context is not None
+        stage.context, stage._own_context = stage._own_context, None

@@ -1,0 +1,56 @@
+"""RestartStage: a stage that has ended runs again, and everything downstream of it."""
+
+from __future__ import annotations
+
+from stabilize_celery.dag.topology import downstream_closure
+from stabilize_celery.handlers.base import Handler, find_stage
+from stabilize_celery.handlers.branches import resume_progress
+from stabilize_celery.handlers.lifecycle import reset_stage, transition
+from stabilize_celery.handlers.slots import admit
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import RestartStage
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.status import WorkflowStatus as S
+
+
+class RestartStageHandler(Handler[RestartStage]):
+    """Of a synthetic stage, its parent is restarted.  An execution that had ended needs a slot again."""
+
+    message_type = RestartStage
+
+    def handle(self, message: RestartStage, unit: Unit) -> None:
+        slots = unit.slots(message.pipeline_config_id) if message.pipeline_config_id else None
+        found = find_stage(message, unit)
+        if found is None or not found.status.is_complete or found.execution.is_canceled:
+            return
+        workflow = unit.whole(message.workflow_id)
+        assert workflow is not None
+        stage: StageExecution = found
+        while (parent := stage.parent()) is not None:
+            stage = parent
+        if not stage.status.is_complete:
+            return
+        actor = message.user or None
+        requires = {s.ref_id: s.requisite_stage_ref_ids for s in workflow.top_level_stages()}
+        region = downstream_closure(requires, stage.ref_id) | {stage.ref_id}
+        for each in workflow.top_level_stages():
+            if each.ref_id in region and (each.status is not S.NOT_STARTED or each.generation):
+                unit.delete_children(each.synthetic_stages())
+                reset_stage(unit, each, f"restart from {stage.ref_id}", actor)
+        unit.change(
+            stage,
+            context={
+                **stage.context,
+                "restartDetails": {"restartedBy": message.user, "restartTime": unit.now.isoformat()},
+            },
+        )
+        if workflow.status.is_complete:
+            unit.record(
+                "revive", workflow.id, old=workflow.status, new=S.NOT_STARTED, reason="restart", actor=actor
+            )
+            unit.change(workflow, status=S.NOT_STARTED, end_time=None)
+            if slots is not None and not admit(unit, workflow, slots):
+                resume_progress(unit, workflow)
+                return
+            transition(unit, workflow, S.RUNNING, f"restart from {stage.ref_id}", actor=actor)
+        resume_progress(unit, workflow)

@@ -1,0 +1,53 @@
+"""ResumeWorkflow: go on after a pause, or after waiting for a slot with work already begun."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stabilize_celery.handlers.base import Handler
+from stabilize_celery.handlers.branches import resume_progress, wake_paused
+from stabilize_celery.handlers.lifecycle import give_back_slot, transition
+from stabilize_celery.handlers.slots import admit
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import InvalidWorkflowId, ResumeWorkflow, StartWorkflow
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.workflow import Workflow
+
+
+class ResumeWorkflowHandler(Handler[ResumeWorkflow]):
+    """It needs a slot again (decision 12); what was parked runs, what became ready starts."""
+
+    message_type = ResumeWorkflow
+
+    def handle(self, message: ResumeWorkflow, unit: Unit) -> None:
+        slots = unit.slots(message.pipeline_config_id) if message.pipeline_config_id else None
+        workflow = unit.whole(message.workflow_id)
+        if workflow is None:
+            unit.send(InvalidWorkflowId(workflow_id=message.workflow_id, detail=message.type))
+            return
+        expected = S.BUFFERED if message.admitted else S.PAUSED
+        if workflow.status is not expected:
+            if message.admitted:
+                give_back_slot(unit, workflow)
+            return
+        actor = message.user or None
+        self._end_pause(unit, workflow)
+        if workflow.start_time is None:
+            transition(unit, workflow, S.NOT_STARTED, "resumed", actor=actor)
+            unit.send(
+                StartWorkflow(workflow_id=workflow.id, pipeline_config_id=workflow.pipeline_config_id)
+            )
+        elif message.admitted or slots is None or admit(unit, workflow, slots):
+            transition(unit, workflow, S.RUNNING, "resumed", actor=actor)
+            wake_paused(unit, workflow, actor)
+            resume_progress(unit, workflow)
+
+    def _end_pause(self, unit: Unit, workflow: Workflow) -> None:
+        paused = workflow.paused
+        if paused is None or not paused.is_paused or paused.pause_time is None:
+            return
+        milliseconds = int((unit.now - paused.pause_time).total_seconds() * 1000)
+        unit.change(
+            workflow,
+            paused=replace(paused, resume_time=unit.now, paused_ms=paused.paused_ms + milliseconds),
+        )

@@ -1,0 +1,39 @@
+"""RunHook: record what came of an ``on_cancel`` or ``on_cleanup``."""
+
+from __future__ import annotations
+
+from stabilize_celery.handlers.base import Handler
+from stabilize_celery.handlers.lifecycle import update_context
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import RunHook
+from stabilize_celery.tasks.outcome import Verdict
+
+
+class RunHookHandler(Handler[RunHook]):
+    """A hook that fails is repeated like a task; in the end its failure is recorded and changes nothing else."""
+
+    message_type = RunHook
+
+    def handle(self, message: RunHook, unit: Unit) -> None:
+        attempt = unit.attempt
+        assert attempt is not None
+        outcome = attempt.outcome
+        stage = unit.stage(message.stage_id)
+        if stage is None or outcome.verdict is Verdict.DROP:
+            return
+        if outcome.verdict is Verdict.RETRY:
+            unit.requeue(delay=outcome.delay, counted=True, error=outcome.error)
+            return
+        failed = outcome.error is not None
+        if not failed and outcome.result is not None and stage.generation == message.generation:
+            update_context(unit, stage, outcome.result.context)
+            if outcome.result.outputs:
+                unit.change(stage, outputs={**stage.outputs, **outcome.result.outputs})
+        unit.record(
+            message.hook,
+            message.workflow_id,
+            stage=stage,
+            task_id=message.task_id,
+            reason=outcome.reason if failed else "",
+            details=outcome.error if failed else None,
+        )

@@ -1,0 +1,41 @@
+"""StartWorkflow: begin an execution, or let it wait for a slot of its configuration."""
+
+from __future__ import annotations
+
+from stabilize_celery.handlers.base import Handler, find_workflow, stage_ids
+from stabilize_celery.handlers.lifecycle import end_workflow, give_back_slot, transition
+from stabilize_celery.handlers.slots import admit
+from stabilize_celery.handlers.unit import Unit
+from stabilize_celery.messages import CancelWorkflow, StartStage, StartWorkflow
+from stabilize_celery.models.status import WorkflowStatus as S
+
+
+class StartWorkflowHandler(Handler[StartWorkflow]):
+    """Start the stages that require nothing."""
+
+    message_type = StartWorkflow
+
+    def handle(self, message: StartWorkflow, unit: Unit) -> None:
+        slots = unit.slots(message.pipeline_config_id) if message.pipeline_config_id else None
+        workflow = find_workflow(message, unit)
+        if workflow is None:
+            return
+        if workflow.status is not S.NOT_STARTED:
+            if message.admitted and workflow.status is not S.RUNNING:
+                give_back_slot(unit, workflow)
+            return
+        if workflow.is_canceled:
+            end_workflow(unit, workflow, S.CANCELED, workflow.cancellation_reason or "")
+            return
+        if workflow.start_time_expiry is not None and workflow.start_time_expiry <= unit.now:
+            unit.send(
+                CancelWorkflow(workflow_id=workflow.id, user="system", reason="its start time has expired")
+            )
+            return
+        if slots is not None and not message.admitted and not admit(unit, workflow, slots):
+            return
+        transition(unit, workflow, S.RUNNING, start_time=unit.now)
+        stages = unit.initial_stages(workflow)
+        unit.change(workflow, live_branches=len(stages))
+        for stage in stages:
+            unit.send(StartStage(**stage_ids(stage)))

@@ -1,0 +1,138 @@
+"""What a handler may ask of the transaction it runs in.
+
+Handlers know neither SQL nor Celery: they see the database through this protocol, which
+:class:`stabilize_celery.persistence.unit_of_work.UnitOfWork` implements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Protocol
+
+from stabilize_celery.messages import Message
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.settings import Settings
+from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
+from stabilize_celery.tasks.outcome import Attempt
+from stabilize_celery.tasks.registry import TaskRegistry
+
+
+class Slots(Protocol):
+    """The slots of one configuration, locked."""
+
+    taken: int
+    #: ``None`` without a limit.
+    limit: int | None
+    keep_waiting: bool
+
+    def observe(self, workflow: Workflow) -> None:
+        """Let the limit of this execution count if it is the newest of its configuration."""
+
+
+class Unit(Protocol):
+    """One transaction on one workflow."""
+
+    now: datetime
+    settings: Settings
+    registry: TaskRegistry
+    builders: StageDefinitionBuilderFactory
+    #: Set while the result of a task is recorded.
+    attempt: Attempt | None
+
+    # -- loading; stages and workflows are locked until the end of the transaction
+
+    def workflow(self, workflow_id: str) -> Workflow | None:
+        """A workflow without its stages, locked."""
+
+    def whole(self, workflow_id: str) -> Workflow | None:
+        """A workflow with all its stages, locked; only behind an exclusive gate."""
+
+    def stage(self, stage_id: str) -> StageExecution | None:
+        """A stage, locked, with the head of its workflow; ``None`` if there is none."""
+
+    def initial_stages(self, workflow: Workflow) -> list[StageExecution]:
+        """The stages a workflow starts with, locked."""
+
+    def downstream(self, stage: StageExecution) -> list[StageExecution]:
+        """The stages directly after one, locked."""
+
+    def upstreams(self, stage: StageExecution) -> list[StageExecution]:
+        """The stages directly before one: id, ref_id, status, rank and sources only, not locked."""
+
+    def children(self, stage: StageExecution) -> list[StageExecution]:
+        """Its synthetic stages: how they stand, not locked."""
+
+    def sees(self, stage: StageExecution) -> dict[str, Any]:
+        """Everything a stage sees of others, as values."""
+
+    def stage_names(self, stage: StageExecution) -> dict[str, Any]:
+        """For conditions: the outputs of the stages directly before one, by ref_id."""
+
+    def statuses(self, workflow: Workflow) -> dict[WorkflowStatus, int]:
+        """How many of the workflow's own stages are in which status."""
+
+    # -- changing
+
+    def change(self, entity: Workflow | StageExecution, **values: Any) -> None:
+        """Set attributes and write them at the end of the transaction."""
+
+    def insert_children(self, parent: StageExecution, stages: Iterable[StageExecution]) -> None:
+        """Add synthetic stages, in topological order."""
+
+    def delete_children(self, stages: Iterable[StageExecution]) -> None:
+        """Remove synthetic stages, and the synthetic stages of those."""
+
+    def add_branches(self, workflow: Workflow, count: int) -> None:
+        """More branches are under way."""
+
+    def release_branches(self, workflow: Workflow, count: int) -> int:
+        """Branches have ended; locks the workflow.  Returns how many are left."""
+
+    def record(
+        self,
+        event: str,
+        workflow_id: str,
+        *,
+        stage: StageExecution | None = None,
+        task_id: str | None = None,
+        old: WorkflowStatus | None = None,
+        new: WorkflowStatus | None = None,
+        reason: str = "",
+        actor: str | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        """Append to the history."""
+
+    # -- messages
+
+    def send(self, message: Message, *, delay: float = 0.0) -> None:
+        """Send a message: handled in place where possible, else through a row and the broker."""
+
+    def requeue(self, *, delay: float, counted: bool, error: dict[str, Any] | None = None) -> None:
+        """Put the message being handled back, to be due in ``delay`` seconds; ``counted`` keeps the attempt."""
+
+    def stop_running(self, stage: StageExecution, *, force: bool) -> None:
+        """Tell whoever runs a task of the stage that it is not wanted any more, and drop what is queued for it."""
+
+    # -- signals and slots
+
+    def keep_signal(self, stage: StageExecution, name: str, data: dict[str, Any], user: str) -> None:
+        """Keep a persistent signal until a task of the stage suspends."""
+
+    def next_signal(self, stage: StageExecution) -> tuple[str, dict[str, Any], str] | None:
+        """Take the oldest kept signal: name, data, user."""
+
+    def drop_signals(self, stage: StageExecution) -> None:
+        """Forget signals kept for a stage."""
+
+    def slots(self, config_id: str) -> Slots:
+        """The slots of a configuration, locked; to be asked for before any workflow is locked."""
+
+    def waiting(self, config_id: str, most: int) -> list[Workflow]:
+        """Executions that wait for a slot, oldest first, locked."""
+
+    def hold_slot(self, workflow: Workflow, held: bool) -> None:
+        """A slot is taken or given back by a workflow."""

@@ -1,0 +1,351 @@
+"""Every message the engine sends itself, typed, with its stored form.
+
+The levels follow Spinnaker Orca: a message concerns a workflow, one of its stages, or one task of a stage.  Stage and
+task messages carry the stage's generation; one of another generation is stale and dropped (promise P5).  What travels
+through the broker is not this, only the id of the row that holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, ClassVar, get_type_hints
+
+from stabilize_celery.errors import InvalidMessageError, UnknownMessageError
+from stabilize_celery.models.stage import Phase
+from stabilize_celery.models.status import WorkflowStatus
+
+
+class Gate(Enum):
+    """How a message shares its workflow with other messages while it is handled."""
+
+    #: Ordinary progress: any number at once.
+    SHARED = "shared"
+    #: Rewires the workflow: alone.
+    EXCLUSIVE = "exclusive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """What all messages have in common."""
+
+    #: Version of the stored form; a worker puts back what is newer than it knows.
+    version: ClassVar[int] = 1
+    gate: ClassVar[Gate] = Gate.SHARED
+    #: User code runs in the middle of it, under a lease.
+    runs_user_code: ClassVar[bool] = False
+
+    @property
+    def type(self) -> str:
+        """The name of the message type."""
+        return type(self).__name__
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether it must have its workflow for itself."""
+        return self.gate is Gate.EXCLUSIVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkflowLevel(Message):
+    workflow_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLevel(WorkflowLevel):
+    stage_id: str
+    generation: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskLevel(StageLevel):
+    task_id: str
+
+
+# ---------------------------------------------------------------------- progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartWorkflow(WorkflowLevel):
+    """Start an execution, or let it wait for a slot."""
+
+    gate: ClassVar[Gate] = Gate.EXCLUSIVE
+    #: The configuration whose limit it must pass, locked before the workflow.
+    pipeline_config_id: str | None = None
+    #: A slot has been given to it already.
+    admitted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartStage(StageLevel):
+    """Start a stage that is ready: plan its synthetic stages, then its first step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipStage(StageLevel):
+    """End a stage as SKIPPED: one that has not started, or, when a person (``user``) wants it, any that has not ended."""
+
+    reason: str = ""
+    user: str | None = None
+
+    @property
+    def exclusive(self) -> bool:
+        return self.user is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartTask(TaskLevel):
+    """Start a task: send it to the workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTask(TaskLevel):
+    """Call a task's code, under a lease."""
+
+    runs_user_code: ClassVar[bool] = True
+    task_type: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteTask(TaskLevel):
+    """End a task, and go on to the next one or to the end of the stage."""
+
+    status: WorkflowStatus = WorkflowStatus.SUCCEEDED
+    #: The failure before the stage's failure policy was applied.
+    failed_as: WorkflowStatus | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteStage(StageLevel):
+    """See whether a stage has ended, and start what comes next if it has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinueParentStage(StageLevel):
+    """The synthetic stages of one phase of this stage have ended: go on with the stage itself."""
+
+    phase: Phase = Phase.AFTER
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteWorkflow(WorkflowLevel):
+    """See whether a workflow has ended.
+
+    ``halted`` says that a stage ended in a halting status: others may have to be canceled, so nobody else may be at
+    work.  Without it nothing else is going on, and the message is ordinary progress.
+    """
+
+    halted: bool = False
+
+    @property
+    def exclusive(self) -> bool:
+        return self.halted
+
+
+# ---------------------------------------------------------------------- control
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelWorkflow(WorkflowLevel):
+    """Cancel everything that has not ended."""
+
+    gate: ClassVar[Gate] = Gate.EXCLUSIVE
+    user: str = ""
+    reason: str = ""
+    #: End the worker's child process instead of asking the task to stop.
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelStage(StageLevel):
+    """Cancel a stage and its synthetic stages."""
+
+    gate: ClassVar[Gate] = Gate.EXCLUSIVE
+    user: str = ""
+    reason: str = ""
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PauseWorkflow(WorkflowLevel):
+    """Start nothing more until it is resumed."""
+
+    gate: ClassVar[Gate] = Gate.EXCLUSIVE
+    user: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeWorkflow(WorkflowLevel):
+    """Go on after a pause."""
+
+    gate: ClassVar[Gate] = Gate.EXCLUSIVE
+    user: str = ""
+    pipeline_config_id: str | None = None
+    admitted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartStage(StageLevel):
+    """Run a stage again, and everything downstream of it."""
+
+    gate: ClassVar[Gate] = Gate.EXCLUSIVE
+    user: str = ""
+    pipeline_config_id: str | None = None
+    admitted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpToStage(TaskLevel):
+    """Continue at another stage: reset it and what lies downstream."""
+
+    gate: ClassVar[Gate] = Gate.EXCLUSIVE
+    target_ref_id: str = ""
+    jump_context: dict[str, Any] = field(default_factory=dict)
+    jump_outputs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalStage(StageLevel):
+    """Wake a suspended task, or (persistent) the next one that suspends."""
+
+    signal_name: str = ""
+    signal_data: dict[str, Any] = field(default_factory=dict)
+    persistent: bool = False
+    user: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpireSuspension(TaskLevel):
+    """A suspended task got no signal in time."""
+
+    #: Which suspension of the task is meant, so that a later one is left alone.
+    suspension: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartWaitingWorkflows(Message):
+    """Slots of a configuration may be free: start waiting executions."""
+
+    pipeline_config_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunHook(TaskLevel):
+    """Call a task's ``on_cancel`` or ``on_cleanup``, under a lease."""
+
+    runs_user_code: ClassVar[bool] = True
+    hook: str = "on_cleanup"
+    task_type: str = ""
+
+
+# ---------------------------------------------------------------------- markers
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvalidWorkflowId(WorkflowLevel):
+    """A message named a workflow that does not exist."""
+
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvalidStageId(StageLevel):
+    """A message named a stage that does not exist, or belongs to another workflow."""
+
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvalidTaskId(TaskLevel):
+    """A message named a task its stage does not have."""
+
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvalidTaskType(TaskLevel):
+    """A message named a task type nobody registered."""
+
+    task_type: str = ""
+
+
+# ---------------------------------------------------------------------- codec
+
+_LEVELS = (Message, WorkflowLevel, StageLevel, TaskLevel)
+
+
+def _concrete(base: type[Message]) -> list[type[Message]]:
+    found = []
+    for cls in base.__subclasses__():
+        if cls not in _LEVELS:
+            found.append(cls)
+        found.extend(_concrete(cls))
+    return found
+
+
+#: message type name -> class, for every message there is.
+MESSAGE_TYPES: dict[str, type[Message]] = {cls.__name__: cls for cls in _concrete(Message)}
+_HINTS: dict[type[Message], dict[str, Any]] = {cls: get_type_hints(cls) for cls in MESSAGE_TYPES.values()}
+#: Columns of their own in the messages table; everything else is payload.
+ENVELOPE_FIELDS = ("workflow_id", "stage_id", "task_id", "generation")
+_PAYLOAD_FIELDS: dict[type[Message], tuple[str, ...]] = {
+    cls: tuple(f.name for f in fields(cls) if f.name not in ENVELOPE_FIELDS) for cls in MESSAGE_TYPES.values()
+}
+
+
+def payload_of(message: Message) -> dict[str, Any]:
+    """The JSON part of a message: everything without a column of its own."""
+    payload = {name: getattr(message, name) for name in _PAYLOAD_FIELDS[type(message)]}
+    return {key: value.name if isinstance(value, Enum) else value for key, value in payload.items()}
+
+
+def decode(type_name: str, envelope: dict[str, Any], payload: dict[str, Any], version: int = 1) -> Message:
+    """Rebuild a message from its row.
+
+    Raises:
+        UnknownMessageError: the type, or its version, is not known to this release.
+        InvalidMessageError: a field is missing, unexpected, or of the wrong type.
+    """
+    cls = MESSAGE_TYPES.get(type_name)
+    if cls is None:
+        raise UnknownMessageError(f"message type {type_name!r} is unknown to this worker; a newer one may know it")
+    if version > cls.version:
+        raise UnknownMessageError(
+            f"message {type_name} has version {version}, this worker knows {cls.version}; upgrade the worker"
+        )
+    own = {f.name for f in fields(cls)}
+    values = {key: value for key, value in envelope.items() if key in own and value is not None}
+    unexpected = set(payload) - set(_PAYLOAD_FIELDS[cls])
+    if unexpected:
+        raise InvalidMessageError(f"message {type_name} has unexpected fields {sorted(unexpected)}")
+    values.update(payload)
+    hints = _HINTS[cls]
+    values = {key: _value(type_name, key, hints[key], value) for key, value in values.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise InvalidMessageError(f"message {type_name} is incomplete: {error}") from error
+
+
+def _value(type_name: str, key: str, hint: Any, value: Any) -> Any:
+    text = str(hint)
+    if value is None and "None" in text:
+        return None
+    for enum in (WorkflowStatus, Phase):
+        if enum.__name__ in text:
+            if isinstance(value, enum):
+                return value
+            if isinstance(value, str) and value in enum.__members__:
+                return enum[value]
+            raise InvalidMessageError(f"message {type_name}: {key} cannot be {value!r}")
+    expected: type = {"dict": dict, "bool": bool, "int": int}.get(_kind(text), str)
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise InvalidMessageError(
+            f"message {type_name}: {key} must be {expected.__name__}, not {type(value).__name__}"
+        )
+    return value
+
+
+def _kind(hint: str) -> str:
+    return next((kind for kind in ("dict", "bool", "int") if kind in hint), "str")

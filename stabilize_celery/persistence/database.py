@@ -1,0 +1,191 @@
+"""The connection to PostgreSQL or SQLite, and what differs between them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.pool import StaticPool
+
+from stabilize_celery.clock import Clock
+from stabilize_celery.errors import ConfigurationError, StoreError
+from stabilize_celery.persistence.types import dumps
+
+_RETRYABLE_SQLSTATES = {"40001", "40P01", "55P03"}
+
+
+class Database:
+    """One database, reached through a pool of connections.
+
+    Args:
+        url: ``postgresql+psycopg://...``, or ``sqlite:///file.db``, or ``sqlite://`` for one in memory.
+        pool_size: connections kept open per process.
+        prepare_statements: let psycopg prepare statements on the server; switch off behind PgBouncer before 1.21.
+    """
+
+    def __init__(
+        self, url: str, *, clock: Clock | None = None, pool_size: int = 5, prepare_statements: bool = True
+    ) -> None:
+        try:
+            self.url = make_url(url)
+        except ArgumentError as error:
+            raise ConfigurationError(
+                f"stabilize_database_url is not a database URL: {error}. "
+                "Write postgresql+psycopg://user:password@host/database or sqlite:///file.db"
+            ) from error
+        if self.url.drivername in ("postgresql", "postgres"):
+            self.url = self.url.set(drivername="postgresql+psycopg")
+        if self.url.get_backend_name() not in ("postgresql", "sqlite"):
+            raise ConfigurationError(
+                f"{self.url.get_backend_name()} is not supported; use PostgreSQL, or SQLite for one process"
+            )
+        self.is_postgresql = self.url.get_backend_name() == "postgresql"
+        self.clock = clock or Clock()
+        self._shared = threading.RLock() if self._in_memory else None
+        self._synchronised = False
+        self.engine = self._make_engine(pool_size, prepare_statements)
+        _open_databases.add(self)
+
+    @property
+    def _in_memory(self) -> bool:
+        return not self.is_postgresql and self.url.database in (None, "", ":memory:")
+
+    @property
+    def name(self) -> str:
+        """The URL without its password, for messages."""
+        return self.url.render_as_string(hide_password=True)
+
+    def _make_engine(self, pool_size: int, prepare_statements: bool) -> Engine:
+        options: dict[str, Any] = {"json_serializer": dumps}
+        if self.is_postgresql:
+            connect_args: dict[str, Any] = {"connect_timeout": 10, "application_name": "stabilize"}
+            if not prepare_statements:
+                connect_args["prepare_threshold"] = None
+            options |= {"pool_size": pool_size, "max_overflow": 20, "connect_args": connect_args}
+        else:
+            options["connect_args"] = {"check_same_thread": False, "timeout": 30}
+            if self._in_memory:
+                options["poolclass"] = StaticPool
+        engine = create_engine(self.url, **options)
+        if not self.is_postgresql:
+            event.listen(engine, "connect", _configure_sqlite)
+            event.listen(engine, "begin", _begin_immediate)
+        return engine
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction: commits at the end of the block, rolls back on any exception.
+
+        Raises:
+            StoreError: the database cannot be reached.
+        """
+        with self._exclusive_use(), self._reachable(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        """Single statements, each its own transaction: saves the round trips of BEGIN and COMMIT."""
+        if not self.is_postgresql:
+            with self.begin() as connection:
+                yield connection
+            return
+        with self._reachable(), self.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def _exclusive_use(self) -> Iterator[None]:
+        # All threads share the one connection of a database in memory, so only one may have a transaction.
+        if self._shared is None:
+            yield
+            return
+        with self._shared:
+            yield
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        if self.is_postgresql and not self._synchronised:
+            self._synchronise()
+        try:
+            yield
+        except OperationalError as error:
+            if error.connection_invalidated or _is_connection_failure(error):
+                raise StoreError(
+                    f"database {self.name} cannot be reached: {error.orig}", cause=None
+                ) from error
+            raise
+
+    def _synchronise(self) -> None:
+        self._synchronised = True
+        try:
+            with self.engine.connect() as connection:
+                moment: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        except OperationalError as error:
+            self._synchronised = False
+            raise StoreError(
+                f"database {self.name} cannot be reached: {error.orig}. "
+                "Check stabilize_database_url and that the server is running."
+            ) from error
+        self.clock.synchronise(moment)
+
+    def dispose(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether repeating the whole transaction may succeed: deadlock, serialisation failure, a busy SQLite file."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if isinstance(error.orig, sqlite3.OperationalError):
+        return "locked" in str(error.orig) or "busy" in str(error.orig)
+    return getattr(error.orig, "sqlstate", None) in _RETRYABLE_SQLSTATES
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether the database, rather than the statement, is the problem."""
+    if isinstance(error, StoreError):
+        return True
+    return isinstance(error, OperationalError) and (
+        error.connection_invalidated or _is_connection_failure(error)
+    )
+
+
+def _is_connection_failure(error: OperationalError) -> bool:
+    if isinstance(error.orig, sqlite3.OperationalError):
+        return "unable to open" in str(error.orig)
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    # 08: connection exceptions, 57P: the server is shutting down; none at all: the connection was never made.
+    return sqlstate is None or sqlstate.startswith(("08", "57P"))
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own transaction handling begins too late for a write lock; see _begin_immediate.
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    # One writer at a time stands in for the row locks of PostgreSQL.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+_open_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _forget_inherited_connections() -> None:
+    for database in list(_open_databases):
+        database.engine.dispose(close=False)
+
+
+# A forked pool child must not use its parent's sockets.
+os.register_at_fork(after_in_child=_forget_inherited_connections)

@@ -1,0 +1,292 @@
+"""Every statement of the hot path, made once per dialect, each with a sentence that says what it is for.
+
+Rows are always locked in the same order: the gate of the workflow, the message, stages from upstream to downstream
+(children before their parent), the workflow row last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Delete,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+
+from stabilize_celery.persistence.tables import edges, messages, slots, stages, workflows
+
+#: What handlers need of a workflow besides a stage of it; its context and trigger are read only when asked for.
+WORKFLOW_HEADER = tuple(c for c in workflows.c if c.name not in ("context", "trigger", "paused", "dedup_key"))
+_HEADER_PREFIX = "wf_"
+
+
+def gate_key(workflow_id: Any) -> ColumnElement[int]:
+    """The advisory lock of a workflow."""
+    return func.hashtextextended(workflow_id, literal_column("0"), type_=BigInteger)
+
+
+class Queries:
+    """The statements for one kind of database."""
+
+    def __init__(self, is_postgresql: bool) -> None:
+        self.is_postgresql = is_postgresql
+        self.take = self._take()
+        self.claim = self._claim()
+        self.gate_shared = select(func.pg_advisory_xact_lock_shared(gate_key(bindparam("workflow_id"))))
+        self.gate_exclusive = select(func.pg_advisory_xact_lock(gate_key(bindparam("workflow_id"))))
+
+    def _take(self) -> Delete:
+        """Take a due message that nobody holds: enter its workflow's gate, delete the row, return it.
+
+        The gate is part of the condition, so that it is entered before the row is locked and in the same round trip.
+        """
+        condition = and_(
+            messages.c.id == bindparam("message_id"),
+            messages.c.due_at <= bindparam("now"),
+            or_(messages.c.lease_owner.is_(None), messages.c.send_at <= bindparam("now")),
+        )
+        return delete(messages).where(condition, *self._gate()).returning(*messages.c)
+
+    def _gate(self) -> list[ColumnElement[bool]]:
+        if not self.is_postgresql:
+            return []
+        key = gate_key(func.coalesce(messages.c.workflow_id, messages.c.id))
+        entered = case(
+            (messages.c.exclusive, func.pg_advisory_xact_lock(key)),
+            else_=func.pg_advisory_xact_lock_shared(key),
+        )
+        return [entered.is_not(None)]
+
+    def settle_take(self) -> Delete:
+        """Take the row of a task whose lease this worker holds: the fencing token must still match."""
+        return _settle_take(self)
+
+    def _claim(self) -> Update:
+        """Claim a task: count the claim, start the lease, return the row.
+
+        The commit does not wait for the disk: a claim lost in a crash of the database is a task run once more.
+        """
+        free = or_(messages.c.lease_owner.is_(None), messages.c.send_at <= bindparam("now"))
+        returning: list[Any] = list(messages.c)
+        if self.is_postgresql:
+            returning.append(func.set_config("synchronous_commit", "off", True).label("asynchronous"))
+        return (
+            update(messages)
+            .where(messages.c.id == bindparam("message_id"), messages.c.due_at <= bindparam("now"), free)
+            .values(
+                lease_owner=bindparam("owner"),
+                claims=messages.c.claims + 1,
+                attempts=messages.c.attempts + 1,
+                send_at=bindparam("lease_end"),
+            )
+            .returning(*returning)
+        )
+
+
+@lru_cache(maxsize=4)
+def _settle_take(queries: Queries) -> Delete:
+    return (
+        delete(messages)
+        .where(
+            messages.c.id == bindparam("message_id"),
+            messages.c.claims == bindparam("token"),
+            messages.c.lease_owner.is_not(None),
+            *queries._gate(),
+        )
+        .returning(*messages.c)
+    )
+
+
+def _with_header(statement: Select[Any]) -> Select[Any]:
+    return statement.add_columns(*(c.label(_HEADER_PREFIX + c.name) for c in WORKFLOW_HEADER))
+
+
+def header_of(row: Any) -> dict[str, Any]:
+    """The workflow's columns of a row that was loaded with them."""
+    return {c.name: row[_HEADER_PREFIX + c.name] for c in WORKFLOW_HEADER}
+
+
+#: One stage with its workflow's header, the stage locked.
+lock_stage = (
+    _with_header(select(*stages.c))
+    .join_from(stages, workflows, workflows.c.id == stages.c.workflow_id)
+    .where(stages.c.id == bindparam("stage_id"))
+    .with_for_update(of=stages)
+)
+
+#: The same without a lock, for running its task.
+read_stage = (
+    _with_header(select(*stages.c))
+    .join_from(stages, workflows, workflows.c.id == stages.c.workflow_id)
+    .where(stages.c.id == bindparam("stage_id"))
+)
+
+#: The stages directly after one, locked in topological order.
+lock_downstream = (
+    select(*stages.c)
+    .join_from(edges, stages, stages.c.id == edges.c.downstream_id)
+    .where(edges.c.upstream_id == bindparam("stage_id"))
+    .order_by(stages.c.topo, stages.c.id)
+    .with_for_update(of=stages)
+)
+
+#: Where the stages directly before one have their data: never the data itself.
+read_upstream_sources = (
+    select(stages.c.id, stages.c.ref_id, stages.c.status, stages.c.rank, stages.c.sources)
+    .join_from(edges, stages, stages.c.id == edges.c.upstream_id)
+    .where(edges.c.downstream_id == bindparam("stage_id"))
+)
+
+#: Outputs of the stages directly before one, for reducers.
+read_upstream_outputs = (
+    select(stages.c.id, stages.c.rank, stages.c.outputs)
+    .join_from(edges, stages, stages.c.id == edges.c.upstream_id)
+    .where(edges.c.downstream_id == bindparam("stage_id"))
+)
+
+#: The outputs of some stages.
+read_outputs = select(stages.c.id, stages.c.outputs).where(
+    stages.c.id.in_(bindparam("stage_ids", expanding=True))
+)
+
+#: The stages a workflow starts with, locked.
+lock_initial_stages = (
+    select(*stages.c)
+    .where(
+        stages.c.workflow_id == bindparam("workflow_id"),
+        stages.c.upstream_count == 0,
+        stages.c.parent_stage_id.is_(None),
+    )
+    .order_by(stages.c.topo, stages.c.id)
+    .with_for_update(of=stages)
+)
+
+#: Every stage of a workflow, locked; only behind an exclusive gate.
+lock_all_stages = (
+    select(*stages.c)
+    .where(stages.c.workflow_id == bindparam("workflow_id"))
+    .order_by(stages.c.position, stages.c.id)
+    .with_for_update(of=stages)
+)
+
+read_all_stages = (
+    select(*stages.c)
+    .where(stages.c.workflow_id == bindparam("workflow_id"))
+    .order_by(stages.c.position, stages.c.id)
+)
+
+read_edges = select(edges.c.upstream_id, edges.c.downstream_id).where(
+    edges.c.workflow_id == bindparam("workflow_id")
+)
+
+#: How the synthetic stages of a stage stand.
+read_children = (
+    select(
+        stages.c.id,
+        stages.c.ref_id,
+        stages.c.status,
+        stages.c.phase,
+        stages.c.rank,
+        stages.c.sources,
+        stages.c.open_upstreams,
+        stages.c.blocked,
+        stages.c.generation,
+        stages.c.parent_stage_id,
+    )
+    .where(stages.c.parent_stage_id == bindparam("stage_id"))
+    .order_by(stages.c.position, stages.c.id)
+)
+
+#: A workflow's row, locked.
+lock_workflow = (
+    select(*workflows.c).where(workflows.c.id == bindparam("workflow_id")).with_for_update(of=workflows)
+)
+
+read_workflow = select(*workflows.c).where(workflows.c.id == bindparam("workflow_id"))
+
+#: A branch of a workflow has ended (or several): count down, and say how many are left.
+release_branches = (
+    update(workflows)
+    .where(workflows.c.id == bindparam("workflow_id"))
+    .values(live_branches=workflows.c.live_branches - bindparam("ended"))
+    .returning(workflows.c.live_branches, workflows.c.has_halted)
+)
+
+#: How the stages of the workflow itself stand, counted.
+count_statuses = (
+    select(stages.c.status, func.count().label("n"))
+    .where(stages.c.workflow_id == bindparam("workflow_id"), stages.c.parent_stage_id.is_(None))
+    .group_by(stages.c.status)
+)
+
+#: Lock the row under which the slots of a configuration are given out.
+lock_slots = (
+    select(*slots.c).where(slots.c.pipeline_config_id == bindparam("config_id")).with_for_update(of=slots)
+)
+
+#: How many executions of a configuration hold a slot.
+count_slots = select(func.count()).where(
+    workflows.c.pipeline_config_id == bindparam("config_id"), workflows.c.holds_slot
+)
+
+#: Executions of a configuration that wait for a slot, oldest first.
+lock_waiting = (
+    select(*workflows.c)
+    .where(workflows.c.pipeline_config_id == bindparam("config_id"), workflows.c.status == "BUFFERED")
+    .order_by(workflows.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(of=workflows)
+)
+
+
+@lru_cache(maxsize=256)
+def update_stage(columns: frozenset[str]) -> Update:
+    """Write some columns of stages, many rows in one round trip."""
+    return update(stages).where(stages.c.id == bindparam("_id")).values({c: bindparam(c) for c in sorted(columns)})
+
+
+@lru_cache(maxsize=64)
+def update_workflow(columns: frozenset[str]) -> Update:
+    """Write some columns of a workflow."""
+    values: dict[str, Any] = {c: bindparam(c) for c in sorted(columns)}
+    return update(workflows).where(workflows.c.id == bindparam("_id")).values(values)
+
+
+#: More branches of a workflow are under way.
+add_branches = (
+    update(workflows)
+    .where(workflows.c.id == bindparam("_id"))
+    .values(live_branches=workflows.c.live_branches + bindparam("started"))
+)
+
+
+def advisory_key(workflow_id: str) -> ColumnElement[int]:
+    """The gate of a workflow as a bound value."""
+    return cast(gate_key(workflow_id), BigInteger)
+
+
+def chunks(items: Iterable[Any], size: int = 1000) -> Iterable[list[Any]]:
+    """Lists of at most ``size``: databases limit the number of parameters of a statement."""
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,119 @@
+"""Models to rows and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from datetime import datetime
+from typing import Any
+
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.models.trigger import PausedDetails, Trigger
+from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence import tables
+
+_DEFAULT_TASK = TaskExecution(id="")
+_TASK_FIELDS = tuple(f.name for f in fields(TaskExecution))
+_TASK_TIMES = ("start_time", "end_time", "paused_at")
+_TASK_STATUSES = ("status", "failed_as")
+
+#: Columns of a stage that hold the attribute of the same name.
+STAGE_COLUMNS = tuple(
+    column.name for column in tables.stages.c if column.name not in ("workflow_id", "position", "topo")
+)
+WORKFLOW_COLUMNS = tuple(
+    column.name
+    for column in tables.workflows.c
+    if column.name not in ("trigger", "paused", "holds_slot", "created_at")
+)
+
+
+def task_to_json(task: TaskExecution) -> dict[str, Any]:
+    """A task as it is kept inside its stage's row: only what differs from a fresh task."""
+    data: dict[str, Any] = {}
+    for name in _TASK_FIELDS:
+        value = getattr(task, name)
+        if value == getattr(_DEFAULT_TASK, name):
+            continue
+        if isinstance(value, datetime):
+            value = value.isoformat()
+        elif isinstance(value, WorkflowStatus):
+            value = value.name
+        data[name] = value
+    return data
+
+
+def task_from_json(data: Mapping[str, Any]) -> TaskExecution:
+    """The inverse; keys of a newer version are ignored."""
+    values = {key: value for key, value in data.items() if key in _TASK_FIELDS}
+    for name in _TASK_TIMES:
+        if values.get(name) is not None:
+            values[name] = datetime.fromisoformat(values[name])
+    for name in _TASK_STATUSES:
+        if values.get(name) is not None:
+            values[name] = WorkflowStatus[values[name]]
+    return TaskExecution(**values)
+
+
+def stage_column(stage: StageExecution, name: str) -> Any:
+    """The value of one column of a stage."""
+    if name == "tasks":
+        return [task_to_json(task) for task in stage.tasks]
+    return getattr(stage, name)
+
+
+def stage_row(stage: StageExecution, workflow_id: str, position: int) -> dict[str, Any]:
+    """A whole row for a new stage."""
+    row = {name: stage_column(stage, name) for name in STAGE_COLUMNS}
+    row["workflow_id"] = workflow_id
+    row["position"] = position
+    row["topo"] = stage.rank[-2] if len(stage.rank) > 1 else 0
+    return row
+
+
+def stage_from_row(row: Mapping[str, Any]) -> StageExecution:
+    """A stage without its requisites, which are edges, and without its workflow."""
+    values = {name: row[name] for name in STAGE_COLUMNS if name in row}
+    values["tasks"] = [task_from_json(task) for task in row["tasks"]] if "tasks" in row else []
+    return StageExecution(**values)
+
+
+def workflow_column(workflow: Workflow, name: str) -> Any:
+    """The value of one column of a workflow."""
+    if name == "trigger":
+        return workflow.trigger.to_dict()
+    if name == "paused":
+        return None if workflow.paused is None else _paused_to_json(workflow.paused)
+    return getattr(workflow, name)
+
+
+def workflow_row(workflow: Workflow, created_at: datetime) -> dict[str, Any]:
+    """A whole row for a new workflow."""
+    row = {name: workflow_column(workflow, name) for name in (*WORKFLOW_COLUMNS, "trigger", "paused")}
+    row["created_at"] = workflow.created_at = created_at
+    row["holds_slot"] = False
+    return row
+
+
+def workflow_from_row(row: Mapping[str, Any]) -> Workflow:
+    """A workflow without its stages; columns that were not loaded keep their defaults."""
+    values = {name: row[name] for name in (*WORKFLOW_COLUMNS, "created_at") if name in row}
+    if "trigger" in row:
+        values["trigger"] = Trigger.from_dict(row["trigger"])
+    if row.get("paused") is not None:
+        values["paused"] = _paused_from_json(row["paused"])
+    return Workflow(**values)
+
+
+def _paused_to_json(paused: PausedDetails) -> dict[str, Any]:
+    return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(paused).items()}
+
+
+def _paused_from_json(data: Mapping[str, Any]) -> PausedDetails:
+    values = dict(data)
+    for name in ("pause_time", "resume_time"):
+        if values.get(name) is not None:
+            values[name] = datetime.fromisoformat(values[name])
+    return PausedDetails(**values)

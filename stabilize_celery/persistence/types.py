@@ -1,0 +1,55 @@
+"""Column types that mean the same on PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, String
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timezone-aware time: ``timestamptz`` on PostgreSQL, UTC text on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class EnumName(TypeDecorator[Any]):
+    """An enum member stored under its name, as text that any tool can read."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, enum: type[Enum]) -> None:
+        super().__init__(32)
+        self.enum = enum
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else value.name
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else self.enum[value]
+
+
+#: Text JSON, not ``jsonb``: it keeps what it is given (key order, escaped NUL) and is cheaper to write.
+Json = JSON(none_as_null=True)
+
+
+def dumps(value: Any) -> str:
+    """JSON as it is stored: ASCII only, so that no character can offend a database; no NaN."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))

@@ -1,0 +1,106 @@
+"""Every option, with its default and meaning.
+
+Celery apps set them as ``stabilize_<name>`` keys of their configuration; Django style is ``STABILIZE_<NAME>`` under the
+``CELERY`` namespace.  ``STABILIZE_<NAME>`` in the environment is taken where the configuration says nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stabilize_celery.errors import ConfigurationError
+
+PREFIX = "stabilize_"
+
+
+class Settings(BaseModel):
+    """The engine's options; times are seconds, sizes bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    database_url: str | None = Field(None, description="SQLAlchemy URL of the database that holds the workflows.")
+    database_pool_size: int = Field(5, ge=1, description="Connections kept open per process.")
+    database_prepare: bool = Field(True, description="Prepare statements; off behind PgBouncer before 1.21.")
+
+    inline: bool = Field(True, description="Handle follow-on messages of a workflow in the same transaction.")
+    inline_batch: int = Field(500, ge=1, description="Most follow-on messages handled in one transaction.")
+
+    queue: str = Field("stabilize", description="Queue of the engine's control messages.")
+    task_queue: str = Field("stabilize.tasks", description="Queue of the messages that run user code.")
+    task_routes: dict[str, Any] = Field(
+        default_factory=dict, description='Queues of single task types: {"charge": {"queue": "payments"}}.'
+    )
+    imports: tuple[str, ...] = Field((), description="Modules that register task types and builders.")
+
+    lease: float = Field(30.0, gt=0, description="How long a worker owns a task without a sign of life.")
+    heartbeat: float = Field(3.0, gt=0, description="How often a worker renews its leases and hears of cancellations.")
+    task_time_limit: float = Field(14400.0, gt=0, description="How long one call of a task may take.")
+    task_kill_grace: float = Field(
+        5.0, ge=0, description="How long a task that timed out or is canceled by force may still run before its pool process is ended."
+    )
+    max_attempts: int = Field(10, ge=1, description="How often a task is executed before a transient error is final.")
+    retry_delay: float = Field(1.0, gt=0, description="Delay before the first retry; doubles with each.")
+    retry_delay_max: float = Field(60.0, gt=0, description="Longest delay between retries.")
+    poll_delay: float = Field(1.0, gt=0, description="Delay between calls of a task that says it is still running.")
+    max_output_bytes: int = Field(1024 * 1024, ge=1, description="Largest outputs or context of a stage, as JSON.")
+    hook_time_limit: float = Field(60.0, gt=0, description="How long on_cancel or on_cleanup may take.")
+    allow_private_urls: bool = Field(False, description="Let HTTP tasks reach private addresses.")
+
+    relay_interval: float = Field(1.0, gt=0, description="Longest sleep of the relay between looks at the table.")
+    relay_batch: int = Field(100, ge=1, description="Most messages the relay sends at once.")
+    resend_delay: float = Field(10.0, gt=0, description="When a message that was sent but not handled is sent again.")
+    resend_delay_max: float = Field(300.0, gt=0, description="Longest time between sending a message again.")
+    control_retry_delay: float = Field(1.0, gt=0, description="Delay before a control message that failed is repeated.")
+    control_max_attempts: int = Field(10, ge=1, description="Failures after which a control message is a dead letter.")
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+        """From a configuration's ``stabilize_*`` keys and the environment.
+
+        Raises:
+            ConfigurationError: a value of the wrong form, or a key that does not exist.
+        """
+        environ = os.environ if environ is None else environ
+        chosen: dict[str, Any] = {}
+        for name in cls.model_fields:
+            if (key := PREFIX + name) in values:
+                chosen[name] = values[key]
+            elif (key := PREFIX.upper() + name.upper()) in environ:
+                chosen[name] = environ[key]
+        unknown = sorted(k for k in values if k.startswith(PREFIX) and k[len(PREFIX) :] not in cls.model_fields)
+        if unknown:
+            raise ConfigurationError(f"there is no setting {', '.join(unknown)}")
+        return cls.of(**chosen)
+
+    @classmethod
+    def of(cls, **values: Any) -> Settings:
+        """Settings from plain names, with errors that say what to write instead.
+
+        Raises:
+            ConfigurationError: a value of the wrong form.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{PREFIX}{'.'.join(str(p) for p in e['loc'])}: {e['msg']} (is {e['input']!r})"
+                for e in error.errors(include_url=False)
+            )
+            raise ConfigurationError(problems) from None
+
+    def queue_for(self, task_type: str) -> str:
+        """The queue of the messages that run a task type."""
+        route = self.task_routes.get(task_type)
+        if route is None:
+            return self.task_queue
+        if isinstance(route, str):
+            return route
+        return str(route.get("queue", self.task_queue))
+
+    def queues(self) -> list[str]:
+        """Every queue the engine sends to."""
+        return list(dict.fromkeys([self.queue, self.task_queue, *map(self.queue_for, self.task_routes)]))

@@ -1,0 +1,13 @@
+"""The task types that need no registration by the user."""
+
+from __future__ import annotations
+
+from stabilize_celery.tasks.python import PythonTask
+from stabilize_celery.tasks.registry import TaskRegistry
+from stabilize_celery.tasks.shell import ShellTask
+
+
+def register_builtin_tasks(registry: TaskRegistry) -> None:
+    """Register ``python`` and ``shell``."""
+    registry.register("python", PythonTask)
+    registry.register("shell", ShellTask)

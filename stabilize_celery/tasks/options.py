@@ -1,0 +1,128 @@
+"""Options of the built-in tasks: read from the stage's own context only, and checked before anything starts.
+
+An upstream output called ``timeout`` or ``env`` is data.  It must never reconfigure the stages after it, so
+options come from ``stage.own_context``; data for scripts and for ``{key}`` comes from ``stage.context``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stabilize_celery.errors import PermanentError
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.tasks.masking import Masker
+from stabilize_celery.tasks.result import TaskResult
+
+#: Ten mebibytes of output are kept unless the stage says otherwise.
+DEFAULT_MAX_OUTPUT_BYTES = 10 * 1024 * 1024
+
+#: Keys of a stage's own context that configure the engine; they are no data.
+ENGINE_KEYS = frozenset(
+    {
+        "continuePipelineOnFailure",
+        "continuePipeline",
+        "failPipeline",
+        "completeOtherBranchesThenFail",
+        "allowSiblingStagesToContinueOnFailure",
+        "stageEnabled",
+        "manualSkip",
+        "stageTimeoutMs",
+        "beforeStagePlanningFailed",
+        "exception",
+        "error",
+        "verification",
+        "jump_error",
+    }
+)
+#: Keys beginning with an underscore belong to the engine, except what a signal brought.
+_SIGNAL_KEYS = frozenset({"_signal_name", "_signal_data"})
+
+
+class OptionError(PermanentError):
+    """An option of a stage is missing or makes no sense; running the stage again will not help."""
+
+
+class TaskOptions(BaseModel):
+    """Options every built-in task has."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, arbitrary_types_allowed=True)
+
+    #: Options whose values are not repeated in errors.
+    private: ClassVar[frozenset[str]] = frozenset()
+
+    #: A failure becomes FAILED_CONTINUE, with the data as outputs.
+    continue_on_failure: bool = False
+    #: Names of context keys (or of entries of ``env`` or ``headers``) whose values are shown as ``***``.
+    secrets: list[str] = Field(default_factory=list)
+
+    def failure(self, error: str, data: Mapping[str, Any] | None = None) -> TaskResult:
+        """A failure that keeps ``data`` in the stage's context, or in its outputs if the workflow goes on."""
+        if self.continue_on_failure:
+            return TaskResult.failed_continue(error, outputs=data)
+        return TaskResult.terminal(error, context=data)
+
+
+Options = TypeVar("Options", bound=TaskOptions)
+
+
+def stage_label(stage: StageExecution) -> str:
+    """How errors and tracebacks call the stage."""
+    return stage.ref_id or stage.name or stage.id
+
+
+def read_options(model: type[Options], stage: StageExecution) -> Options:
+    """The options of a stage.
+
+    Raises:
+        OptionError: names the stage, the option and the value.
+    """
+    own = {key: value for key, value in stage.own_context.items() if key in model.model_fields}
+    try:
+        return model.model_validate(own)
+    except ValidationError as error:
+        raise OptionError(_explain(model, stage, error)) from None
+
+
+def _explain(model: type[TaskOptions], stage: StageExecution, error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors(include_url=False):
+        path = [str(part) for part in problem["loc"]]
+        name = ".".join(path)
+        if problem["type"] == "missing":
+            problems.append(f"No '{name}' specified in context")
+            continue
+        message = problem["msg"].removeprefix("Value error, ")
+        if not path or isinstance(problem["input"], Mapping):
+            problems.append(f"option '{name}': {message}" if path else message)
+        elif path[0] in model.private:
+            problems.append(f"option '{name}': {message} (got a {type(problem['input']).__name__})")
+        else:
+            problems.append(f"option '{name}': {message} (got {problem['input']!r:.80})")
+    return masker_of(stage).text(f"Stage '{stage_label(stage)}': {'; '.join(problems)}")
+
+
+def masker_of(stage: StageExecution, *more: Any) -> Masker:
+    """What hides the stage's secrets; ``more`` are values that are secret whether named or not."""
+    own = stage.own_context
+    names = own.get("secrets")
+    values: list[Any] = list(more)
+    for name in names if isinstance(names, (list, tuple)) else ():
+        values += [own.get(name), stage.context.get(name)]
+        for holder in ("env", "environment", "headers"):
+            if isinstance(own.get(holder), Mapping):
+                values.append(own[holder].get(name))
+    return Masker(values)
+
+
+def visible_data(model: type[TaskOptions], stage: StageExecution) -> dict[str, Any]:
+    """What a script or a ``{key}`` may use: everything the stage sees but its own options and engine keys."""
+    own = stage.own_context
+    reserved = ENGINE_KEYS | model.model_fields.keys()
+    return {
+        key: value
+        for key, value in stage.context.items()
+        if key not in own or not (key in reserved or (key.startswith("_") and key not in _SIGNAL_KEYS))
+    }

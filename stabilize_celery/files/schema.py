@@ -1,0 +1,174 @@
+"""The form of a workflow file: which keys it has and what their values are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+
+from stabilize_celery.errors import WorkflowFileError
+from stabilize_celery.files.document import Document
+from stabilize_celery.suggestions import did_you_mean
+
+#: Other spellings of a key, as in Spinnaker's pipelines and in the Python models.
+_SPELLINGS: dict[str, tuple[str, ...]] = {
+    "ref": ("refId", "ref_id"),
+    "requires": ("requisiteStageRefIds", "requisite_stage_ref_ids"),
+    "output_reducers": ("outputReducers",),
+    "start_time_expiry": ("startTimeExpiry",),
+    "type": ("implementingClass", "implementing_class"),
+    "config": ("limits",),
+    "id": ("pipeline_config_id", "pipelineConfigId"),
+    "limitConcurrent": ("limit_concurrent",),
+    "maxConcurrentExecutions": ("max_concurrent_executions",),
+    "keepWaitingPipelines": ("keep_waiting_pipelines",),
+}
+
+
+def _spelled(name: str) -> AliasChoices:
+    return AliasChoices(name, *_SPELLINGS[name])
+
+
+def _iso_text(value: Any) -> Any:
+    if isinstance(value, str):
+        with suppress(ValueError):
+            time = datetime.fromisoformat(value)
+            if time.utcoffset() is not None:
+                return time
+    raise ValueError("a time is ISO 8601 text with a timezone, such as 2030-01-31T12:00:00Z")
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _typed(value: Any) -> Any:
+    return {"type": value} if isinstance(value, str) else value
+
+
+Time = Annotated[datetime, BeforeValidator(_iso_text)]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TaskForm(_Form):
+    """A task: its type alone, or a mapping."""
+
+    type: str = Field(validation_alias=_spelled("type"), min_length=1)
+    name: str | None = None
+
+
+class StageForm(_Form):
+    """A stage.  Without ``tasks`` it has one of its own type; ``tasks: []`` leaves them to a builder."""
+
+    ref: str = Field(validation_alias=_spelled("ref"), min_length=1)
+    type: str = Field(min_length=1)
+    name: str | None = None
+    requires: Annotated[list[str], BeforeValidator(_listed)] = Field(
+        default_factory=list, validation_alias=_spelled("requires")
+    )
+    context: dict[str, Any] = Field(default_factory=dict)
+    tasks: list[Annotated[TaskForm, BeforeValidator(_typed)]] | None = None
+    output_reducers: dict[str, str] = Field(
+        default_factory=dict, validation_alias=_spelled("output_reducers")
+    )
+    start_time_expiry: Time | None = Field(default=None, validation_alias=_spelled("start_time_expiry"))
+
+
+class ConfigForm(_Form):
+    """The limits of the workflow's configuration, under the seeds' names."""
+
+    id: str | None = Field(default=None, validation_alias=_spelled("id"))
+    limitConcurrent: bool = Field(default=False, validation_alias=_spelled("limitConcurrent"))
+    maxConcurrentExecutions: int = Field(
+        default=0, ge=0, validation_alias=_spelled("maxConcurrentExecutions")
+    )
+    keepWaitingPipelines: bool = Field(default=False, validation_alias=_spelled("keepWaitingPipelines"))
+
+
+class TriggerForm(_Form):
+    """What starts it."""
+
+    type: str = "manual"
+    user: str = "anonymous"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    artifacts: list[dict[str, Any]] = Field(default_factory=list)
+    payload: dict[str, Any] = Field(default_factory=dict)
+
+
+class WorkflowForm(_Form):
+    """A whole file.  Only ``stages`` has to be there."""
+
+    application: str = "default"
+    name: str | None = None
+    context: dict[str, Any] = Field(default_factory=dict)
+    config: ConfigForm | None = Field(default=None, validation_alias=_spelled("config"))
+    trigger: TriggerForm = Field(default_factory=TriggerForm)
+    start_time_expiry: Time | None = Field(default=None, validation_alias=_spelled("start_time_expiry"))
+    stages: list[StageForm]
+
+
+def read_form(document: Document) -> WorkflowForm:
+    """The checked content of a file.
+
+    Raises:
+        WorkflowFileError: it does not have that form; one line with its place per problem (up to ten).
+    """
+    if not isinstance(document.data, dict):
+        raise document.error("a workflow file is a mapping with the key 'stages'")
+    try:
+        return WorkflowForm.model_validate(document.data)
+    except ValidationError as failure:
+        problems = failure.errors(include_url=False)
+        lines = [str(_described(document, problem)) for problem in problems[:10]]
+        if len(problems) > 10:
+            lines.append(f"... and {len(problems) - 10} more")
+        raise WorkflowFileError("\n".join(lines)) from None
+
+
+def _described(document: Document, problem: Any) -> WorkflowFileError:
+    """One of pydantic's problems, with its place and in our words."""
+    loc: tuple[str | int, ...] = tuple(part for part in problem["loc"] if part != "[key]")
+    path, kind = _path(loc), problem["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(loc[:-1])
+        hint = did_you_mean(str(loc[-1]), known) or f"; known are {', '.join(known)}"
+        return document.error(f"{path}: unknown key{hint}", loc, at_key=True)
+    if kind == "missing":
+        return document.error(f"{path} is missing", loc)
+    said = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
+    return document.error(f"{path}: {said}, not {repr(problem['input'])[:80]}", loc)
+
+
+def _path(loc: Sequence[str | int]) -> str:
+    parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)
+    return "".join(parts).removeprefix(".") or "the file"
+
+
+def _known_keys(loc: Sequence[str | int]) -> list[str]:
+    """The keys of the form that stands at ``loc``."""
+    names = [step for step in loc if isinstance(step, str)]
+    form = _FORMS.get(names[-1] if names else "", WorkflowForm)
+    return list(form.model_fields)
+
+
+_FORMS: dict[str, type[_Form]] = {
+    "": WorkflowForm,
+    "stages": StageForm,
+    "tasks": TaskForm,
+    "config": ConfigForm,
+    "limits": ConfigForm,
+    "trigger": TriggerForm,
+}

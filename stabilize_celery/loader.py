@@ -1,0 +1,93 @@
+"""Workflows from files: Python, YAML or JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from stabilize_celery.dag.validation import validate_workflow
+from stabilize_celery.errors import InvalidWorkflowError, WorkflowFileError
+from stabilize_celery.files.convert import to_workflow, workflow_to_dict
+from stabilize_celery.files.document import read_json, read_text, read_yaml
+from stabilize_celery.files.places import Place, file_error
+from stabilize_celery.files.schema import read_form
+from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.suggestions import did_you_mean
+
+__all__ = ["load_workflow", "workflow_to_dict"]
+
+_READERS = {".yaml": read_yaml, ".yml": read_yaml, ".json": read_json}
+
+
+def load_workflow(path: str | Path) -> Workflow:
+    """The workflow that a file describes, new with every call and ready to be started.
+
+    A Python file is run as a module; it defines ``workflow``, a :class:`Workflow` or a function without
+    parameters that gives one.  Its folder is added to the end of ``sys.path`` and stays there, so that it can
+    import what lies beside it, then and while the workflow runs.  YAML and JSON files have the form of
+    :class:`~stabilize_celery.files.schema.WorkflowForm`.
+
+    Raises:
+        WorkflowFileError: whatever is wrong with the file; the message begins with ``file:line:column`` as
+            far as these are known.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".py":
+        return _from_python(path)
+    if suffix not in _READERS:
+        raise file_error(path, "a workflow file ends in .py, .yaml, .yml or .json")
+    document = _READERS[suffix](path)
+    return to_workflow(document, read_form(document))
+
+
+def _from_python(path: Path) -> Workflow:
+    module = _run(path, read_text(path))
+    found = getattr(module, "workflow", None)
+    if found is None:
+        others = [name for name, value in vars(module).items() if isinstance(value, Workflow)]
+        hint = f"; rename {others[0]!r}" if others else did_you_mean("workflow", vars(module))
+        raise file_error(path, f"it defines no 'workflow', neither a Workflow nor a function{hint}")
+    if callable(found):
+        try:
+            found = found()
+        except (Exception, SystemExit) as failure:
+            raise _raised(path, failure, "workflow() raised") from failure
+    if not isinstance(found, Workflow):
+        raise file_error(path, f"'workflow' is of type {type(found).__name__}; it must be or give a Workflow")
+    try:
+        validate_workflow(found)
+    except InvalidWorkflowError as failure:
+        raise file_error(path, str(failure)) from failure
+    return found
+
+
+def _run(path: Path, text: str) -> ModuleType:
+    name = f"stabilize_workflow_file_{path.stem}"
+    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    # Dataclasses and pickle look a class's module up by its name.
+    sys.modules[name] = module
+    try:
+        exec(compile(text, str(path), "exec"), vars(module))
+    except (Exception, SystemExit) as failure:
+        del sys.modules[name]
+        raise _raised(path, failure, "running it raised") from failure
+    return module
+
+
+def _raised(path: Path, failure: BaseException, what: str) -> WorkflowFileError:
+    if isinstance(failure, SyntaxError) and failure.filename == str(path):
+        at = Place(failure.lineno or 1, max(failure.offset or 1, 1))
+        return file_error(path, f"not Python: {failure.msg}", at)
+    frames = [frame for frame in traceback.extract_tb(failure.__traceback__) if frame.filename == str(path)]
+    place = Place(frames[-1].lineno or 1, (frames[-1].colno or 0) + 1) if frames else None
+    return file_error(path, f"{what} {type(failure).__name__}: {failure}", place)

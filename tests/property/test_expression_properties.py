@@ -49,7 +49,7 @@ def larger(inner):
 CONDITIONS = st.recursive(LEAVES, larger, max_leaves=12)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(CONDITIONS, NAMES)
 def test_a_condition_evaluates_as_python_does_where_that_is_defined(text: str, names: dict[str, Any]) -> None:
     try:
@@ -70,13 +70,14 @@ def test_a_condition_evaluates_as_python_does_where_that_is_defined(text: str, n
     assert repr(parse(text).evaluate(names)) == repr(expected)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.text() | st.text("xy01.[](),<>=!-+*'\"\\ andortifelse_:{}fλ\n\t#", max_size=60), NAMES)
 def test_random_text_raises_nothing_but_its_own_error(text: str, names: dict[str, Any]) -> None:
     with contextlib.suppress(ExpressionError):
         parse(text).evaluate(names)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "keys"]), JSON), st.sampled_from(["a", "b", "keys", "items"])
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stabilize_celery.dag.topology import (
@@ -44,11 +44,13 @@ def by_the_definition(requires):
     return order
 
 
+@settings(deadline=None)
 @given(graphs())
 def test_the_order_is_the_one_that_the_rule_defines(requires) -> None:
     assert topological_order(requires) == by_the_definition(requires)
 
 
+@settings(deadline=None)
 @given(graphs(), st.randoms(use_true_random=False))
 def test_the_order_does_not_depend_on_the_order_of_declaration(requires, random) -> None:
     items = list(requires.items())
@@ -56,6 +58,7 @@ def test_the_order_does_not_depend_on_the_order_of_declaration(requires, random)
     assert topological_order(dict(items)) == topological_order(requires)
 
 
+@settings(deadline=None)
 @given(graphs(min_size=1), st.data())
 def test_a_part_with_all_its_requirements_keeps_its_order_within_the_whole(requires, data) -> None:
     chosen = data.draw(st.sets(st.sampled_from(sorted(requires))))
@@ -64,6 +67,7 @@ def test_a_part_with_all_its_requirements_keeps_its_order_within_the_whole(requi
     assert [ref for ref in topological_order(requires) if ref in part] == alone
 
 
+@settings(deadline=None)
 @given(cyclic_graphs())
 def test_every_injected_cycle_leads_to_a_real_one(requires) -> None:
     cycle = find_cycle(requires)
@@ -75,6 +79,7 @@ def test_every_injected_cycle_leads_to_a_real_one(requires) -> None:
     assert caught.value.stages == cycle
 
 
+@settings(deadline=None)
 @given(graphs(min_size=1), st.data())
 def test_closures_are_what_can_be_reached(requires, data) -> None:
     ref = data.draw(st.sampled_from(sorted(requires)))

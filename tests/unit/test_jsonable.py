@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stabilize_celery.errors import InvalidOutputError, InvalidWorkflowError, StageError
@@ -134,11 +134,13 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_json_comes_back_as_it_was(value) -> None:
     assert json.loads(dumps_json(value, "it")) == value
 
 
+@settings(deadline=None)
 @given(JSON, st.sampled_from([{1}, b"", float("nan"), {1: 1}, object()]), st.data())
 def test_one_wrong_value_anywhere_is_found(value, wrong, data) -> None:
     holder: Any = [value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stabilize_celery.context import reducers
@@ -90,6 +90,7 @@ def test_built_in_names_are_taken(name) -> None:
     assert reduce_values("sum", [1, 2]) == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers()), min_size=1), st.sampled_from(known_reducers()))
 def test_values_are_never_changed(values, name) -> None:
     before = repr(values)
@@ -102,6 +103,7 @@ def test_values_are_never_changed(values, name) -> None:
     assert repr(values) == before
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers()), min_size=1))
 def test_collect_keeps_and_extend_flattens(values) -> None:
     assert reduce_values("collect", values) == values

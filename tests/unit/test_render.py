@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stabilize_celery.dag.render import COLOURS, to_dot, to_mermaid
@@ -93,6 +93,7 @@ def test_every_status_has_a_colour(status) -> None:
     assert f'fillcolor="{fill}"' in to_dot(workflow)
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1) | st.just(HOSTILE))
 def test_no_label_can_break_out_of_its_quotes(text: str) -> None:
     stage = StageExecution(ref_id="a", type=text, name=text)

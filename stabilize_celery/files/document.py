@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,16 @@ Loc = Sequence[str | int]
 
 @dataclass(frozen=True)
 class Document:
-    """The data of a file and where it stands."""
+    """The data of a file; where it stands is looked up only when something is wrong with it."""
 
     path: Path
     data: Any
-    root: yaml.Node | None
+    find_root: Callable[[], yaml.Node | None]
 
     def error(self, problem: str, loc: Loc = (), *, at_key: bool = False) -> WorkflowFileError:
         """An error about the value at ``loc``, or about its key."""
-        place = locate(self.root, loc, at_key=at_key) if self.root is not None else None
+        root = self.find_root()
+        place = None if root is None else locate(root, loc, at_key=at_key)
         return file_error(self.path, problem, place)
 
 
@@ -72,7 +74,7 @@ def read_yaml(path: Path) -> Document:
     """Raises :class:`WorkflowFileError`: the text is not YAML, or not data that JSON could hold."""
     root = compose(path, read_text(path))
     try:
-        return Document(path, _Builder(path).build(root), root)
+        return Document(path, _Builder(path).build(root), lambda: root)
     except RecursionError:
         raise file_error(path, "it is nested too deeply, counted with what aliases repeat") from None
 
@@ -101,7 +103,7 @@ def read_json(path: Path) -> Document:
         raise file_error(path, "it is nested too deeply") from None
     except ValueError as failure:
         raise file_error(path, str(failure)) from None
-    return Document(path, data, compose_json(text))
+    return Document(path, data, cache(partial(compose_json, text)))
 
 
 class _Builder:

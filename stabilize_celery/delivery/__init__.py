@@ -1,0 +1,3 @@
+"""Getting messages handled: in this process, or through Celery and RabbitMQ."""
+
+from __future__ import annotations

@@ -19,7 +19,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    cast,
     delete,
     func,
     literal_column,
@@ -46,6 +45,7 @@ class Queries:
     def __init__(self, is_postgresql: bool) -> None:
         self.is_postgresql = is_postgresql
         self.take = self._take()
+        self.settle = self._settle()
         self.claim = self._claim()
         self.gate_shared = select(func.pg_advisory_xact_lock_shared(gate_key(bindparam("workflow_id"))))
         self.gate_exclusive = select(func.pg_advisory_xact_lock(gate_key(bindparam("workflow_id"))))
@@ -72,9 +72,18 @@ class Queries:
         )
         return [entered.is_not(None)]
 
-    def settle_take(self) -> Delete:
+    def _settle(self) -> Delete:
         """Take the row of a task whose lease this worker holds: the fencing token must still match."""
-        return _settle_take(self)
+        return (
+            delete(messages)
+            .where(
+                messages.c.id == bindparam("message_id"),
+                messages.c.claims == bindparam("token"),
+                messages.c.lease_owner.is_not(None),
+                *self._gate(),
+            )
+            .returning(*messages.c)
+        )
 
     def _claim(self) -> Update:
         """Claim a task: count the claim, start the lease, return the row.
@@ -96,20 +105,6 @@ class Queries:
             )
             .returning(*returning)
         )
-
-
-@lru_cache(maxsize=4)
-def _settle_take(queries: Queries) -> Delete:
-    return (
-        delete(messages)
-        .where(
-            messages.c.id == bindparam("message_id"),
-            messages.c.claims == bindparam("token"),
-            messages.c.lease_owner.is_not(None),
-            *queries._gate(),
-        )
-        .returning(*messages.c)
-    )
 
 
 def _with_header(statement: Select[Any]) -> Select[Any]:
@@ -275,11 +270,6 @@ add_branches = (
 )
 
 
-def advisory_key(workflow_id: str) -> ColumnElement[int]:
-    """The gate of a workflow as a bound value."""
-    return cast(gate_key(workflow_id), BigInteger)
-
-
 def chunks(items: Iterable[Any], size: int = 1000) -> Iterable[list[Any]]:
     """Lists of at most ``size``: databases limit the number of parameters of a statement."""
     batch: list[Any] = []
@@ -290,3 +280,47 @@ def chunks(items: Iterable[Any], size: int = 1000) -> Iterable[list[Any]]:
             batch = []
     if batch:
         yield batch
+
+
+#: One stage with its whole workflow row, for running its task.
+read_stage_whole = (
+    select(*stages.c, *(c.label(_HEADER_PREFIX + c.name) for c in workflows.c))
+    .join_from(stages, workflows, workflows.c.id == stages.c.workflow_id)
+    .where(stages.c.id == bindparam("stage_id"))
+)
+
+
+def whole_header_of(row: Any) -> dict[str, Any]:
+    """The workflow's columns of a row of :data:`read_stage_whole`."""
+    return {c.name: row[_HEADER_PREFIX + c.name] for c in workflows.c}
+
+
+#: Renew a lease if it is still ours, and hear whether the work is still wanted.
+renew_lease = (
+    update(messages)
+    .where(
+        messages.c.id == bindparam("message_id"),
+        messages.c.claims == bindparam("token"),
+        messages.c.lease_owner.is_not(None),
+    )
+    .values(send_at=bindparam("lease_end"))
+    .returning(messages.c.cancel)
+)
+
+#: What the relay has to send, oldest first.
+read_due = (
+    select(*messages.c)
+    .where(messages.c.send_at <= bindparam("now"))
+    .order_by(messages.c.send_at, messages.c.id)
+    .limit(bindparam("most"))
+)
+
+#: The same, for one of several relays.
+lock_due = read_due.with_for_update(skip_locked=True)
+
+#: Sent once more; the relay looks at it again later.
+mark_sent = (
+    update(messages)
+    .where(messages.c.id == bindparam("_id"))
+    .values(sends=messages.c.sends + 1, send_at=bindparam("next"))
+)

@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.tasks.masking import Masker
-from stabilize_celery.tasks.process_options import seconds
+from stabilize_celery.tasks.process_options import exit_error, seconds
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import current_run
 
@@ -85,10 +85,18 @@ def _stopped_after(timeout: float) -> Iterator[None]:
         with run.on_interrupt(lambda: stop(_Interrupted)) if run else contextlib.nullcontext():
             yield
     finally:
-        with lock:
-            is_open = False
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
+        late: BaseException | None = None
+        for _ in range(3):  # each of the two exceptions may still arrive right here, once
+            try:
+                with lock:
+                    is_open = False
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
+                break
+            except (_TimedOut, _Interrupted) as error:
+                late = error
         timer.cancel()
+        if late is not None:
+            raise late
 
 
 def run_in_process(job: dict[str, Any], options: PythonOptions, masker: Masker) -> TaskResult:
@@ -97,7 +105,7 @@ def run_in_process(job: dict[str, Any], options: PythonOptions, masker: Masker) 
     # A copy, as a process would have: a script that changes INPUT changes nothing else.
     names = {"__name__": "__main__", "INPUT": json.loads(json.dumps(job["input"])), "RESULT": None}
     names["print"] = printed.print
-    exit_code, stderr, error = 0, "", None
+    exit_code, stderr, error, interrupted = 0, "", None, False
     try:
         with _stopped_after(options.timeout):
             _run(job, names)
@@ -105,20 +113,22 @@ def run_in_process(job: dict[str, Any], options: PythonOptions, masker: Masker) 
     except _TimedOut:
         exit_code, error = -1, f"Python script timed out after {seconds(options.timeout)}s"
     except _Interrupted:
-        exit_code, error = -1, "Python script was interrupted"
+        interrupted, exit_code = True, -1
     except (Exception, KeyboardInterrupt) as raised:
         exit_code, stderr = 1, masker.text(_traceback(raised, job))
-        error = f"Python script failed with exit code 1: {stderr.strip()[-200:]}"
+        error = exit_error(1, stderr)
     except SystemExit as stop:
         exit_code = stop.code if isinstance(stop.code, int) else 1
         stderr = "" if isinstance(stop.code, int) else masker.text(f"{stop.code}\n")
-        error = f"Python script failed with exit code {exit_code}: {stderr.strip()[-200:]}"
+        error = exit_error(exit_code, stderr)
     data = {
         "stdout": printed.text(masker).strip(),
         "stderr": stderr,
         "exit_code": exit_code,
         "truncated": printed.truncated,
     }
+    if interrupted:
+        return TaskResult.terminal("Python script was interrupted", context=data)
     if error is not None:
         return options.failure(error, data)
     if result is not None:

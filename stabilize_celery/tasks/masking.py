@@ -18,8 +18,9 @@ _SHORTEST_LINE = 4
 class Masker:
     """Replaces secrets in text, bytes and nested values.
 
-    A secret is also found in the forms in which programs usually repeat it: with its ends stripped, escaped as
-    JSON or for a shell or a URL, base64, line by line.  A dict or list stands for every string and number in it.
+    A secret is also found in the forms in which programs usually repeat it: with its ends stripped, escaped
+    as JSON or for a shell or a URL, as base64, line by line.  A dict or list stands for every string and number
+    in it.
     """
 
     def __init__(self, secrets: Iterable[Any]) -> None:

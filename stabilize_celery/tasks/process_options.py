@@ -18,6 +18,9 @@ from stabilize_celery.tasks.subprocess_group import GRACE_SECONDS, ProcessResult
 #: Seconds a task may take beyond its own ``timeout``, so that its own comes first: it keeps what was printed.
 _MARGIN_SECONDS = 4 * GRACE_SECONDS
 
+#: Characters of stderr in an error.
+_ERROR_TAIL = 200
+
 
 def _as_strings(value: Any) -> Any:
     """Numbers and booleans are written as text; ``None`` leaves a variable out."""
@@ -83,6 +86,12 @@ def printed(result: ProcessResult, masker: Masker) -> tuple[str, str]:
     out = masker.data(result.stdout, truncated=result.stdout_truncated)
     err = masker.data(result.stderr, truncated=result.stderr_truncated)
     return decode(out, result.stdout_truncated), decode(err, result.stderr_truncated)
+
+
+def exit_error(code: int, stderr: str) -> str:
+    """What a failed script is reported as: with the end of stderr, where a traceback says what happened."""
+    tail = stderr.strip()[-_ERROR_TAIL:]
+    return f"Python script failed with exit code {code}" + (f": {tail}" if tail else "")
 
 
 def seconds(value: float) -> str:

@@ -30,6 +30,7 @@ from stabilize_celery.tasks.process_options import (
     PlainText,
     ProcessOptions,
     execution_timeout,
+    exit_error,
     printed,
     seconds,
 )
@@ -38,8 +39,6 @@ from stabilize_celery.tasks.subprocess_group import ProcessResult, run_group
 
 #: Bytes; a RESULT beyond this belongs into a file or a table, with only its name in RESULT.
 MAX_RESULT_BYTES = 64 * 1024 * 1024
-#: Characters of stderr in the error: its end, because that is where a traceback says what happened.
-_ERROR_TAIL = 200
 #: Marshal format every Python 3 reads, whatever version ``python_path`` is.
 _MARSHAL_VERSION = 2
 
@@ -201,8 +200,7 @@ def _result(options: PythonOptions, process: ProcessResult, sent: bytes | None, 
     if process.ended == "timeout":
         return options.failure(f"Python script timed out after {seconds(options.timeout)}s", data)
     if process.exit_code != 0:
-        tail = err.strip()[-_ERROR_TAIL:]
-        return options.failure(f"Python script failed with exit code {process.exit_code}: {tail}", data)
+        return options.failure(exit_error(process.exit_code, err), data)
     if sent:
         if len(sent) > MAX_RESULT_BYTES:
             return options.failure(f"RESULT is larger than {MAX_RESULT_BYTES} bytes", data)

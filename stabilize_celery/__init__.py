@@ -1,0 +1,99 @@
+"""Durable workflows for Celery deployments.
+
+A map of the rooms:
+
+``engine``        :class:`Stabilize`, the object users hold; ``control`` what can be done to a running workflow; ``run``
+                  the handle on one; ``settings`` every option; ``errors`` every error
+``models``        workflow, stage, task, status: plain data; ``messages`` what the engine sends itself
+``dag``           pure rules about graphs; ``context`` what a stage sees; ``expressions`` safe conditions
+``stages``        stage definition builders; ``tasks`` what users subclass, and the built-in tasks
+``handlers``      one file per message: what happens when it is handled
+``persistence``   the only SQL; ``worker`` running user code under a lease
+``delivery``      the only Celery: entrypoints, publisher, relay; and the processor of embedded engines
+``seeds``         the set-up of the seed documents: queue, processor, orchestrator
+``cli``           ``celery -A app stabilize ...`` and ``stabilize-celery ...``
+"""
+
+from __future__ import annotations
+
+from stabilize_celery.clock import Clock, FakeClock
+from stabilize_celery.engine import Stabilize
+from stabilize_celery.errors import (
+    PermanentError,
+    StabilizeError,
+    TransientError,
+    WorkflowCanceledError,
+    WorkflowFailedError,
+    WorkflowNotFoundError,
+    WorkflowTimeoutError,
+)
+from stabilize_celery.handlers.complete_stage import CompleteStageHandler
+from stabilize_celery.handlers.complete_task import CompleteTaskHandler
+from stabilize_celery.handlers.complete_workflow import CompleteWorkflowHandler
+from stabilize_celery.handlers.continue_parent_stage import ContinueParentStageHandler
+from stabilize_celery.handlers.jump_to_stage import JumpToStageHandler
+from stabilize_celery.handlers.run_task import RunTaskHandler
+from stabilize_celery.handlers.start_stage import StartStageHandler
+from stabilize_celery.handlers.start_task import StartTaskHandler
+from stabilize_celery.handlers.start_workflow import StartWorkflowHandler
+from stabilize_celery.models.stage import StageExecution, SyntheticStageOwner
+from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.models.trigger import Trigger
+from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence.store import PostgresWorkflowStore, SqliteWorkflowStore
+from stabilize_celery.run import WorkflowRun
+from stabilize_celery.stages.builder import (
+    StageDefinitionBuilder,
+    StageDefinitionBuilderFactory,
+    register_builder,
+)
+from stabilize_celery.tasks.interface import RetryableTask, SkippableTask, Task
+from stabilize_celery.tasks.python import PythonTask
+from stabilize_celery.tasks.registry import TaskRegistry
+from stabilize_celery.tasks.result import TaskResult
+from stabilize_celery.tasks.run import current_run
+from stabilize_celery.tasks.shell import ShellTask
+
+__version__ = "0.1.0"
+__all__ = [
+    "Clock",
+    "CompleteStageHandler",
+    "CompleteTaskHandler",
+    "CompleteWorkflowHandler",
+    "ContinueParentStageHandler",
+    "FakeClock",
+    "JumpToStageHandler",
+    "PermanentError",
+    "PostgresWorkflowStore",
+    "PythonTask",
+    "RetryableTask",
+    "RunTaskHandler",
+    "ShellTask",
+    "SkippableTask",
+    "SqliteWorkflowStore",
+    "Stabilize",
+    "StabilizeError",
+    "StageDefinitionBuilder",
+    "StageDefinitionBuilderFactory",
+    "StageExecution",
+    "StartStageHandler",
+    "StartTaskHandler",
+    "StartWorkflowHandler",
+    "SyntheticStageOwner",
+    "Task",
+    "TaskExecution",
+    "TaskRegistry",
+    "TaskResult",
+    "TransientError",
+    "Trigger",
+    "Workflow",
+    "WorkflowCanceledError",
+    "WorkflowFailedError",
+    "WorkflowNotFoundError",
+    "WorkflowRun",
+    "WorkflowStatus",
+    "WorkflowTimeoutError",
+    "current_run",
+    "register_builder",
+]

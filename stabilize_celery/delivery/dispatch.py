@@ -1,0 +1,188 @@
+"""Handling one message: take it, let its handler and those of its follow-ons run, commit, publish what comes of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from datetime import datetime
+from typing import Any, Protocol
+
+from stabilize_celery.errors import InvalidMessageError, UnknownMessageError, describe_error
+from stabilize_celery.handlers.base import Handler
+from stabilize_celery.handlers.lifecycle import cancel_stage, end_workflow
+from stabilize_celery.handlers.registry import Handlers
+from stabilize_celery.messages import MESSAGE_TYPES, Message, WorkflowLevel
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.persistence.database import is_retryable, is_unavailable
+from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
+from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
+from stabilize_celery.tasks.outcome import Attempt
+from stabilize_celery.worker.execution import TaskWorker
+from stabilize_celery.worker.leases import LeaseKeeper
+
+logger = logging.getLogger(__name__)
+_COLLISIONS = 10
+
+
+class Publisher(Protocol):
+    """Gets messages to whoever handles them."""
+
+    def publish(self, outgoing: list[Outgoing]) -> None:
+        """Send; never raises: what is not sent now, the relay sends later."""
+
+    def wake(self, due: datetime) -> None:
+        """Something falls due at that time."""
+
+
+class Dispatcher:
+    """Handles messages of one engine in one process."""
+
+    def __init__(
+        self,
+        store: WorkflowStore,
+        handlers: Handlers,
+        surroundings: Surroundings,
+        publisher: Publisher,
+    ) -> None:
+        self.store = store
+        self.handlers = handlers
+        self.surroundings = surroundings
+        self.publisher = publisher
+        settings = surroundings.settings
+        self.keeper = LeaseKeeper(store, settings.lease, settings.heartbeat, settings.task_kill_grace)
+        self.worker = TaskWorker(
+            store, surroundings.registry, settings, self.keeper, self._settle, surroundings.worker
+        )
+
+    # ------------------------------------------------------------------ sending
+
+    def send(self, message: Message, connection: Any = None, label: str = "") -> Outgoing:
+        """Write a message from outside any handler; published at once unless the transaction is the caller's."""
+        row = new_row(message, self.surroundings.settings, self.store.now(), label=label)
+        self.store.insert_messages([row], connection)
+        if connection is None:
+            self.publisher.publish([outgoing(row)])
+        return outgoing(row)
+
+    # ------------------------------------------------------------------ handling
+
+    def process(self, message_id: str, message_type: str) -> bool:
+        """Handle a message of either kind; returns whether there was anything to do."""
+        cls = MESSAGE_TYPES.get(message_type)
+        if cls is not None and cls.runs_user_code:
+            return self.run(message_id)
+        return self.handle(message_id)
+
+    def run(self, message_id: str) -> bool:
+        """Run the user code of a message."""
+        return self.worker.run(message_id)
+
+    def handle(self, message_id: str) -> bool:
+        """Handle a control message, and then those it left for this process."""
+        handled = False
+        waiting = deque([message_id])
+        while waiting:
+            unit = self._transact_safely(waiting.popleft())
+            if unit is not None:
+                handled = True
+                waiting.extend(unit.local)
+        return handled
+
+    def _settle(self, message_id: str, token: int, attempt: Attempt) -> None:
+        """Record the outcome of an attempt; refused if the lease was lost."""
+        unit = self._transact_safely(message_id, token, attempt)
+        if unit is None:
+            logger.warning("the result of message %s was refused: its lease was lost", message_id)
+            return
+        for local in unit.local:
+            self.handle(local)
+
+    def _transact_safely(
+        self, message_id: str, token: int | None = None, attempt: Attempt | None = None
+    ) -> UnitOfWork | None:
+        """One transaction with its repetitions; a message that keeps failing ends as a dead letter."""
+        inline: bool | None = None
+        for collision in range(_COLLISIONS):
+            try:
+                unit = self._transact(message_id, token, attempt, inline)
+            except UnknownMessageError as error:
+                logger.warning("message %s is put back: %s", message_id, error)
+                self.store.put_back(message_id, self.surroundings.settings.resend_delay_max)
+                return None
+            except Exception as error:
+                if is_retryable(error) and collision < _COLLISIONS - 1:
+                    time.sleep(random.uniform(0, 0.01 * 2**collision))
+                    continue
+                if is_unavailable(error):
+                    raise
+                if inline is None and not isinstance(error, InvalidMessageError):
+                    # A follow-on may be at fault: alone in its own transaction it takes nobody with it.
+                    logger.debug("message %s is repeated without follow-ons", message_id, exc_info=True)
+                    inline = False
+                    continue
+                self._failed(message_id, error)
+                return None
+            if unit is not None:
+                self._sent(unit)
+            return unit
+        return None
+
+    def _transact(
+        self, message_id: str, token: int | None, attempt: Attempt | None, inline: bool | None
+    ) -> UnitOfWork | None:
+        taken = self.store.take(message_id, token, self.surroundings, inline, attempt)
+        with taken as unit:
+            if unit is None:
+                return None
+            self._handle_in(unit, unit.message)
+            while unit.follow_ons:
+                self._handle_in(unit, unit.follow_ons.popleft())
+            unit.flush()
+        return unit
+
+    def _handle_in(self, unit: UnitOfWork, message: Message) -> None:
+        handler: Handler[Any] = self.handlers[type(message)]
+        handler.handle(message, unit)
+
+    def _sent(self, unit: UnitOfWork) -> None:
+        if unit.outgoing:
+            self.publisher.publish(unit.outgoing)
+        if unit.next_due is not None:
+            self.publisher.wake(unit.next_due)
+
+    # ------------------------------------------------------------------ failing
+
+    def _failed(self, message_id: str, error: Exception) -> None:
+        settings = self.surroundings.settings
+        described = describe_error(error)
+        failures = None
+        if not isinstance(error, InvalidMessageError):
+            failures = self.store.record_failure(message_id, described, settings.control_retry_delay)
+            if failures is None:
+                return
+            if failures < settings.control_max_attempts:
+                logger.warning("message %s failed %d times, tried again", message_id, failures, exc_info=error)
+                self.publisher.wake(self.store.now())
+                return
+        logger.error("message %s is a dead letter", message_id, exc_info=error)
+        self._bury(message_id, described)
+
+    def _bury(self, message_id: str, error: dict[str, Any]) -> None:
+        """Move a message to the dead letters; its workflow fails with that reason, so that nothing hangs."""
+        with self.store.bury(message_id, error, self.surroundings) as unit:
+            if unit is None:
+                return
+            assert isinstance(unit.message, WorkflowLevel)
+            workflow = unit.whole(unit.message.workflow_id)
+            if workflow is None or workflow.status.is_complete:
+                return
+            reason = f"message {message_id} is a dead letter: {error['details']['error']}"[:500]
+            for stage in workflow.stages:
+                if not stage.status.is_complete and stage.status is not S.NOT_STARTED:
+                    cancel_stage(unit, stage, reason, "system")
+            end_workflow(unit, workflow, S.TERMINAL, reason, "system")
+            unit.flush()
+        self._sent(unit)

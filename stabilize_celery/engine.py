@@ -1,0 +1,305 @@
+"""The object users hold: an engine on their Celery app, or embedded in their process."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stabilize_celery.clock import Clock
+from stabilize_celery.control import Control
+from stabilize_celery.delivery.dispatch import Dispatcher, Publisher
+from stabilize_celery.delivery.inline import EmbeddedProcessor, LocalPublisher
+from stabilize_celery.errors import ConfigurationError, WorkflowTimeoutError
+from stabilize_celery.handlers.registry import default_handlers
+from stabilize_celery.messages import StartWorkflow
+from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
+from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.persistence.unit_of_work import Surroundings
+from stabilize_celery.run import WorkflowRun
+from stabilize_celery.settings import Settings
+from stabilize_celery.stages.builder import (
+    StageDefinitionBuilder,
+    StageDefinitionBuilderFactory,
+    global_factory,
+)
+from stabilize_celery.tasks.builtin import register_builtin_tasks
+from stabilize_celery.tasks.registry import TaskRegistry, TaskSource
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+T = TypeVar("T", bound=TaskSource)
+
+
+class Stabilize(Control):
+    """The workflow engine.
+
+    ``Stabilize(app)`` installs it on a Celery app; ``Stabilize()`` and later :meth:`init_app` do the same in two
+    steps; :meth:`embedded` needs no Celery at all.
+    """
+
+    def __init__(self, app: Celery | None = None) -> None:
+        self.app: Celery | None = None
+        self.registry = TaskRegistry()
+        register_builtin_tasks(self.registry)
+        self.builders = StageDefinitionBuilderFactory(fallback=global_factory())
+        self._settings: Settings | None = None
+        self._clock: Clock | None = None
+        self._concurrency = 1
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Celery) -> Stabilize:
+        """Install the engine on a Celery app; doing it twice changes nothing.
+
+        Raises:
+            ConfigurationError: it is installed on another app already.
+        """
+        from stabilize_celery.delivery.install import install
+
+        if self.app is not None and self.app is not app:
+            raise ConfigurationError(
+                f"this Stabilize is installed on app {self.app.main!r}; make another one for app {app.main!r}"
+            )
+        if self.app is None:
+            self.app = app
+            install(app, self)
+        return self
+
+    @classmethod
+    def embedded(
+        cls,
+        url: str = "sqlite://",
+        *,
+        concurrency: int = 4,
+        clock: Clock | None = None,
+        create_tables: bool = True,
+        **settings: Any,
+    ) -> Stabilize:
+        """An engine in this process, without a broker.
+
+        Args:
+            url: SQLite (in memory by default) or PostgreSQL.
+            concurrency: how many tasks run at once.
+            clock: a :class:`~stabilize_celery.clock.FakeClock` makes waiting a matter of moving the clock.
+            create_tables: make the tables if they are missing.
+            settings: any option of :class:`~stabilize_celery.settings.Settings`, without its prefix.
+        """
+        engine = cls()
+        engine._settings = Settings.of(database_url=url, **settings)
+        engine._clock = clock
+        engine._concurrency = concurrency
+        if create_tables:
+            engine.create_tables()
+        return engine
+
+    # ------------------------------------------------------------------ parts
+
+    @property
+    def settings(self) -> Settings:
+        """The options in force, read from the app's configuration at first use."""
+        if self._settings is None:
+            if self.app is None:
+                raise ConfigurationError(
+                    "this Stabilize has no Celery app yet: call init_app(app), or use Stabilize.embedded()"
+                )
+            from stabilize_celery.delivery.install import read_settings
+
+            self._settings = read_settings(self.app)
+            for module in self._settings.imports:
+                importlib.import_module(module)
+        return self._settings
+
+    @cached_property
+    def store(self) -> WorkflowStore:
+        """The database."""
+        settings = self.settings
+        if settings.database_url is None:
+            raise ConfigurationError(
+                "stabilize_database_url is not set; set it to the database that holds the workflows, such as "
+                "app.conf.stabilize_database_url = 'postgresql+psycopg://localhost/shop'"
+            )
+        return WorkflowStore(
+            settings.database_url,
+            clock=self._clock,
+            pool_size=settings.database_pool_size,
+            prepare_statements=settings.database_prepare,
+        )
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        """How messages leave this process."""
+        if self.app is None:
+            return LocalPublisher()
+        from stabilize_celery.delivery.publisher import CeleryPublisher
+
+        return CeleryPublisher(self.app)
+
+    @cached_property
+    def dispatcher(self) -> Dispatcher:
+        """What handles messages in this process."""
+        worker = f"{socket.gethostname()}:{os.getpid()}"
+        surroundings = Surroundings(self.settings, self.registry, self.builders, worker)
+        return Dispatcher(self.store, default_handlers(), surroundings, self.publisher)
+
+    @cached_property
+    def processor(self) -> EmbeddedProcessor:
+        """The loop of an embedded engine.
+
+        Raises:
+            ConfigurationError: the engine belongs to a Celery app, whose workers do the work.
+        """
+        if not isinstance(self.publisher, LocalPublisher):
+            raise ConfigurationError(
+                "this engine runs on Celery workers; use start() and run.get(), or Stabilize.embedded()"
+            )
+        return EmbeddedProcessor(self.dispatcher, self.publisher, self._concurrency)
+
+    # ------------------------------------------------------------------ definitions
+
+    def task(self, name: str | None = None, *, aliases: Iterable[str] = ()) -> Callable[[T], T]:
+        """Register a function or a Task subclass as a task type; a decorator."""
+
+        def register(source: T) -> T:
+            self.registry.register(name or getattr(source, "__name__", ""), source, aliases)
+            return source
+
+        return register
+
+    def register_builder(self, builder: StageDefinitionBuilder) -> None:
+        """Register a stage definition builder for this engine."""
+        self.builders.register(builder)
+
+    # ------------------------------------------------------------------ the database
+
+    def create_tables(self) -> None:
+        """Make the tables: for a quick start.  Real deployments run ``celery -A app stabilize migrate``."""
+        self.store.create_tables()
+
+    # ------------------------------------------------------------------ starting
+
+    def start(
+        self, workflow: Workflow, *, connection: Any = None, dedup_key: str | None = None
+    ) -> WorkflowRun:
+        """Start a workflow; works while the broker is down.
+
+        Args:
+            workflow: a new one; its object is not changed by what happens later, ask :meth:`WorkflowRun.workflow`.
+            connection: a SQLAlchemy connection or session whose transaction is joined: nothing happens unless the
+                caller commits.
+            dedup_key: a second start with the same application and key returns the run that exists.
+
+        Raises:
+            WorkflowStateError: this object was started before.
+            StoreError: the database cannot be reached; nothing was started.
+        """
+        workflow.dedup_key = dedup_key or workflow.dedup_key
+        return self._start([workflow], connection)[0]
+
+    def start_many(self, workflows: Sequence[Workflow], *, connection: Any = None) -> list[WorkflowRun]:
+        """Start many workflows in one transaction."""
+        return self._start(list(workflows), connection) if workflows else []
+
+    def _start(self, workflows: list[Workflow], connection: Any) -> list[WorkflowRun]:
+        from stabilize_celery.persistence.starting import insert_started
+
+        for workflow in workflows:
+            self._check_start(workflow)
+        rows = {
+            workflow.id: new_row(
+                StartWorkflow(workflow_id=workflow.id, pipeline_config_id=workflow.pipeline_config_id),
+                self.settings,
+                self.store.now(),
+                label=workflow.name,
+            )
+            for workflow in workflows
+        }
+        ids, sent = insert_started(self.store, workflows, rows, connection, self._publish)
+        if connection is None:
+            self._publish([outgoing(row) for row in sent])
+        return [WorkflowRun(self, workflow_id) for workflow_id in ids]
+
+    def _check_start(self, workflow: Workflow) -> None:
+        """Refuse what cannot run: a place for checks that need the registry."""
+        from stabilize_celery.dag.validation import validate_workflow
+
+        validate_workflow(workflow)
+
+    def _publish(self, messages: list[Outgoing]) -> None:
+        self.publisher.publish(messages)
+
+    def run(
+        self,
+        workflow: Workflow,
+        timeout: float | None = None,
+        *,
+        on_progress: Callable[[], None] | None = None,
+        dedup_key: str | None = None,
+    ) -> WorkflowRun:
+        """Run a workflow to its end in this process (embedded engines only).
+
+        Returns as well when nothing more can happen by itself: the workflow waits for a signal or is paused.
+
+        Raises:
+            WorkflowTimeoutError: it has not ended after ``timeout`` seconds; it can be continued.
+        """
+        run = self.start(workflow, dedup_key=dedup_key)
+
+        def finished() -> bool:
+            if on_progress is not None:
+                on_progress()
+            return False
+
+        self.processor.drain(timeout, until=finished)
+        if timeout is not None and not run.ready() and self.store.count_messages():
+            raise WorkflowTimeoutError(
+                f"workflow {workflow.name} ({run.id}) is {run.status} after {timeout:g} s", execution_id=run.id
+            )
+        return run
+
+    # ------------------------------------------------------------------ finding
+
+    def get(self, workflow_id: str) -> WorkflowRun:
+        """The run of that id.
+
+        Raises:
+            WorkflowNotFoundError: there is none.
+        """
+        self.store.head(workflow_id)
+        return WorkflowRun(self, workflow_id)
+
+    def find(
+        self,
+        *,
+        application: str | None = None,
+        name: str | None = None,
+        status: WorkflowStatus | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> list[WorkflowRun]:
+        """Runs that match, newest first; ``before`` takes the id of the last run of the page before."""
+        found = self.store.find(
+            application=application, name=name, status=status, since=since, limit=limit, before=before
+        )
+        return [WorkflowRun(self, workflow.id) for workflow in found]
+
+    def close(self) -> None:
+        """Close connections and threads."""
+        if "processor" in self.__dict__:
+            self.processor.close()
+        if "store" in self.__dict__:
+            self.store.close()
+
+    def __enter__(self) -> Stabilize:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

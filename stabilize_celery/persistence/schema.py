@@ -1,0 +1,78 @@
+"""The version of the tables: making them, checking it, and moving to a newer one."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, inspect, text
+
+from stabilize_celery.errors import SchemaVersionError
+from stabilize_celery.persistence.database import Database
+from stabilize_celery.persistence.tables import PREFIX, metadata
+
+#: The Alembic revision this release needs.
+CURRENT = "0001"
+VERSION_TABLE = PREFIX + "schema_version"
+
+
+def create_all(database: Database) -> None:
+    """Make the tables of this release in an empty database; one that has them is only checked.
+
+    Raises:
+        SchemaVersionError: the tables are of another version.
+    """
+    with database.begin() as connection:
+        if database.is_postgresql:
+            # Two processes that start at once must not both create.
+            connection.execute(text("SELECT pg_advisory_xact_lock(7305810225)"))
+        version = read_version(connection)
+        if version is None:
+            metadata.create_all(connection)
+            connection.execute(text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+            connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:version)"), {"version": CURRENT})
+        else:
+            _compare(database, version)
+
+
+def create_tables(url: str) -> None:
+    """Make the tables in the database at ``url``."""
+    database = Database(url)
+    try:
+        create_all(database)
+    finally:
+        database.dispose()
+
+
+def check(database: Database) -> None:
+    """Refuse tables that are missing or of another version.
+
+    Raises:
+        SchemaVersionError: saying what to run.
+    """
+    with database.begin() as connection:
+        version = read_version(connection)
+    if version is None:
+        raise SchemaVersionError(
+            f"the tables of stabilize_celery are missing in {database.name}: run "
+            "`celery -A <your app> stabilize migrate`, or `stabilize.create_tables()` for a quick start"
+        )
+    _compare(database, version)
+
+
+def read_version(connection: Connection) -> str | None:
+    """The version of the tables; ``None`` if there are none."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    result: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+    return result
+
+
+def _compare(database: Database, version: str) -> None:
+    if version < CURRENT:
+        raise SchemaVersionError(
+            f"the tables in {database.name} are of version {version}, this release needs {CURRENT}: run "
+            "`celery -A <your app> stabilize migrate` before starting workers"
+        )
+    if version > CURRENT:
+        raise SchemaVersionError(
+            f"the tables in {database.name} are of version {version}, this release knows {CURRENT}: "
+            "upgrade stabilize-celery"
+        )

@@ -1,0 +1,81 @@
+"""Writing a workflow that starts, in a transaction of its own or of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, event, insert
+from sqlalchemy.orm import Session
+
+from stabilize_celery.errors import ConfigurationError
+from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence.outbox import Outgoing, outgoing
+from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.persistence.tables import messages
+
+
+def insert_started(
+    store: WorkflowStore,
+    workflows: list[Workflow],
+    rows: Mapping[str, dict[str, Any]],
+    connection: Any,
+    publish: Callable[[list[Outgoing]], None],
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Insert workflows and the messages that start them.
+
+    Args:
+        store: where to.
+        workflows: the workflows; one whose application and dedup_key are known already is not inserted.
+        rows: the StartWorkflow row of each, by workflow id.
+        connection: the caller's SQLAlchemy connection or session, or ``None``.
+        publish: called after the caller's commit with what is to be sent.
+
+    Returns:
+        The ids of the runs, in order, and the message rows that were written.
+    """
+    if connection is None:
+        with store.database.begin() as own:
+            return _insert(store, own, workflows, rows)
+    joined = _as_connection(connection)
+    ids, written = _insert(store, joined, workflows, rows)
+    ready = [outgoing(row) for row in written]
+    if isinstance(connection, Session):
+        event.listen(connection, "after_commit", lambda _session: publish(ready), once=True)
+    else:
+        event.listen(joined, "commit", lambda _connection: publish(ready), once=True)
+    return ids, written
+
+
+def _as_connection(connection: Any) -> Connection:
+    if isinstance(connection, Session):
+        return connection.connection()
+    if isinstance(connection, Connection):
+        return connection
+    raise ConfigurationError(
+        f"connection= takes a SQLAlchemy Connection or Session, not {type(connection).__name__}"
+    )
+
+
+def _insert(
+    store: WorkflowStore,
+    connection: Connection,
+    workflows: list[Workflow],
+    rows: Mapping[str, dict[str, Any]],
+) -> tuple[list[str], list[dict[str, Any]]]:
+    ids: list[str] = []
+    new: list[Workflow] = []
+    by_key: dict[tuple[str, str], str] = {}
+    for workflow in workflows:
+        known = None
+        if workflow.dedup_key is not None:
+            place = (workflow.application, workflow.dedup_key)
+            known = by_key.get(place) or store.find_dedup(connection, *place)
+            by_key[place] = known or workflow.id
+        ids.append(known or workflow.id)
+        if known is None:
+            new.append(workflow)
+    if new:
+        store.insert_workflows(connection, new)
+        connection.execute(insert(messages), [rows[workflow.id] for workflow in new])
+    return ids, [rows[workflow.id] for workflow in new]

@@ -1,0 +1,48 @@
+"""Reading what a stage sees: the values behind its sources."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import Connection
+
+from stabilize_celery.context.sources import producers
+from stabilize_celery.context.view import inherited_values
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.persistence import queries
+
+
+def read_inherited(
+    connection: Connection,
+    stage: StageExecution,
+    parents: list[StageExecution],
+    known: Mapping[str, StageExecution] | None = None,
+) -> dict[str, Any]:
+    """Everything ``stage`` sees that is not its own; ``known`` are stages whose outputs are in memory."""
+    known = known or {}
+    needed = producers(stage.sources).union(*(producers(parent.sources) for parent in parents))
+    outputs = {stage_id: known[stage_id].outputs for stage_id in needed if stage_id in known}
+    outputs |= read_outputs(connection, needed - outputs.keys())
+    reduced = _reduced(connection, stage) if stage.output_reducers else {}
+    return inherited_values(stage, parents, outputs, reduced)
+
+
+def read_outputs(connection: Connection, stage_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The outputs of some stages, by id."""
+    found: dict[str, dict[str, Any]] = {}
+    for batch in queries.chunks(sorted(stage_ids)):
+        for row in connection.execute(queries.read_outputs, {"stage_ids": batch}):
+            found[row.id] = row.outputs
+    return found
+
+
+def _reduced(connection: Connection, stage: StageExecution) -> dict[str, list[Any]]:
+    values: dict[str, list[Any]] = defaultdict(list)
+    rows = connection.execute(queries.read_upstream_outputs, {"stage_id": stage.id}).all()
+    for row in sorted(rows, key=lambda row: row.rank):
+        for key in stage.output_reducers:
+            if key in row.outputs:
+                values[key].append(row.outputs[key])
+    return dict(values)

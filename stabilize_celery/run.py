@@ -1,0 +1,159 @@
+"""A started workflow, as its starter holds it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from stabilize_celery.errors import WorkflowCanceledError, WorkflowFailedError, WorkflowTimeoutError
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.workflow import Workflow
+
+if TYPE_CHECKING:
+    from stabilize_celery.engine import Stabilize
+
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.5
+
+
+class WorkflowRun:
+    """A handle on one execution, like Celery's ``AsyncResult`` on a task."""
+
+    def __init__(self, engine: Stabilize, workflow_id: str) -> None:
+        self._engine = engine
+        self.id = workflow_id
+
+    def __repr__(self) -> str:
+        return f"<WorkflowRun {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WorkflowRun) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def status(self) -> S:
+        """Where it stands now."""
+        return self._engine.store.head(self.id).status
+
+    def ready(self) -> bool:
+        """Whether it has ended."""
+        return self.status.is_complete
+
+    def successful(self) -> bool:
+        """Whether it has ended SUCCEEDED."""
+        return self.status is S.SUCCEEDED
+
+    def workflow(self) -> Workflow:
+        """A fresh copy of the workflow with its stages, tasks and outputs."""
+        return self._engine.store.retrieve(self.id)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every transition so far, in order: time, event, statuses, reason, actor, worker."""
+        return self._engine.store.history(self.id)
+
+    def wait(self, timeout: float | None = None) -> S:
+        """Wait until it has ended, for ``timeout`` seconds at most; returns the final status.
+
+        Raises:
+            WorkflowTimeoutError: it has not ended by then; it goes on.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        pause = _SHORTEST_WAIT
+        while True:
+            status = self.status
+            if status.is_complete:
+                return status
+            left = _LONGEST_WAIT if end is None else end - time.monotonic()
+            if left <= 0:
+                raise WorkflowTimeoutError(
+                    f"workflow {self.id} is {status} after {timeout:g} s; it goes on, ask again later",
+                    execution_id=self.id,
+                )
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, _LONGEST_WAIT)
+
+    def get(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait until it has ended and return the merged outputs of its stages.
+
+        Raises:
+            WorkflowFailedError: it ended TERMINAL; ``errors`` says of each failed stage what it reported.
+            WorkflowCanceledError: it was canceled.
+            WorkflowTimeoutError: (a TimeoutError) it has not ended within ``timeout`` seconds.
+        """
+        status = self.wait(timeout)
+        workflow = self.workflow()
+        if status is S.CANCELED:
+            by = f" by {workflow.canceled_by}" if workflow.canceled_by else ""
+            why = f": {workflow.cancellation_reason}" if workflow.cancellation_reason else ""
+            raise WorkflowCanceledError(
+                f"workflow {workflow.name} ({self.id}) was canceled{by}{why}", execution_id=self.id
+            )
+        if status is S.TERMINAL:
+            errors = stage_errors(workflow)
+            told = "; ".join(f"{ref}: {error}" for ref, error in errors.items()) or "no stage reported an error"
+            raise WorkflowFailedError(
+                f"workflow {workflow.name} ({self.id}) failed: {told}", errors=errors, execution_id=self.id
+            )
+        return merged_outputs(workflow)
+
+    # ------------------------------------------------------------------ control
+
+    def cancel(self, user: str = "", reason: str = "", force: bool = False) -> None:
+        """See :meth:`Stabilize.cancel`."""
+        self._engine.cancel(self.id, user=user, reason=reason, force=force)
+
+    def cancel_stage(self, ref_id: str, user: str = "", reason: str = "") -> None:
+        """See :meth:`Stabilize.cancel_stage`."""
+        self._engine.cancel_stage(self.id, ref_id, user=user, reason=reason)
+
+    def pause(self, user: str = "") -> None:
+        """See :meth:`Stabilize.pause`."""
+        self._engine.pause(self.id, user=user)
+
+    def resume(self, user: str = "") -> None:
+        """See :meth:`Stabilize.resume`."""
+        self._engine.resume(self.id, user=user)
+
+    def restart_stage(self, ref_id: str, user: str = "") -> None:
+        """See :meth:`Stabilize.restart_stage`."""
+        self._engine.restart_stage(self.id, ref_id, user=user)
+
+    def skip_stage(self, ref_id: str, user: str = "", reason: str = "") -> None:
+        """See :meth:`Stabilize.skip_stage`."""
+        self._engine.skip_stage(self.id, ref_id, user=user, reason=reason)
+
+    def signal(
+        self,
+        ref_id: str,
+        name: str,
+        data: dict[str, Any] | None = None,
+        *,
+        persistent: bool = True,
+        user: str = "",
+    ) -> None:
+        """See :meth:`Stabilize.signal`."""
+        self._engine.signal(self.id, ref_id, name, data, persistent=persistent, user=user)
+
+
+def stage_errors(workflow: Workflow) -> dict[str, str]:
+    """What each failed stage of a workflow reported, by ref_id (by name for synthetic stages)."""
+    errors: dict[str, str] = {}
+    for stage in workflow.stages:
+        if not stage.status.is_failure:
+            continue
+        details = stage.context.get("exception", {})
+        text = stage.context.get("error") or (
+            details.get("details", {}).get("error") if isinstance(details, dict) else None
+        )
+        if text:
+            errors[stage.name if stage.is_synthetic else stage.ref_id] = str(text)
+    return errors
+
+
+def merged_outputs(workflow: Workflow) -> dict[str, Any]:
+    """The outputs of all stages, in topological order: the last value of a key survives."""
+    merged: dict[str, Any] = {}
+    for stage in sorted(workflow.stages, key=lambda s: s.rank):
+        merged.update(stage.outputs)
+    return merged

@@ -1,0 +1,276 @@
+"""One attempt at a task, from the claim to the outcome."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from stabilize_celery.errors import InvalidOutputError, TaskNotFoundError, describe_error, is_transient
+from stabilize_celery.errors import TransientError
+from stabilize_celery.jsonable import dumps_json
+from stabilize_celery.messages import RunHook, RunTask
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.persistence.outbox import message_of
+from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.settings import Settings
+from stabilize_celery.tasks.interface import RetryableTask, Task, as_result
+from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
+from stabilize_celery.tasks.registry import TaskRegistry
+from stabilize_celery.tasks.result import TaskResult
+from stabilize_celery.tasks.run import TaskRun, running
+from stabilize_celery.worker.judge import failure, judge, running_time, stage_time_left, timed_out
+from stabilize_celery.worker.leases import Lease, LeaseKeeper
+
+logger = logging.getLogger(__name__)
+
+#: Records an outcome: message id, fencing token, attempt.
+Settle = Callable[[str, int, Attempt], None]
+#: Results a task may not return: it cannot put itself into these states.
+_IMPOSSIBLE = (S.NOT_STARTED, S.PAUSED, S.BUFFERED)
+
+
+class TaskWorker:
+    """Claims tasks, calls their code, and hands the outcome to ``settle``."""
+
+    def __init__(
+        self,
+        store: WorkflowStore,
+        registry: TaskRegistry,
+        settings: Settings,
+        keeper: LeaseKeeper,
+        settle: Settle,
+        owner: str,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._settings = settings
+        self._keeper = keeper
+        self._settle = settle
+        self._owner = owner
+
+    def run(self, message_id: str) -> bool:
+        """Run the task of a message; returns whether there was anything to do."""
+        claimed = self._store.claim(message_id, self._owner, self._settings.lease)
+        if claimed is None:
+            return False
+        row, stage = claimed
+        message = message_of(row)
+        assert isinstance(message, RunTask | RunHook)
+        attempt = _Attempt(self, row, message, stage)
+        attempt.perform()
+        return True
+
+    def limit(self, task: Task, stage: StageExecution) -> timedelta:
+        """How long one call may take."""
+        own = task.get_execution_timeout(stage)
+        limits = [own or timedelta(seconds=self._settings.task_time_limit)]
+        left = stage_time_left(stage, self._store.now())
+        if left is not None:
+            limits.append(left)
+        return min(limits)
+
+    def backoff(self, task: Task | None, stage: StageExecution, running_for: timedelta, attempt: int) -> float:
+        """Seconds until the next attempt: 1, 2, 4 ... with jitter, or what a polling task wants."""
+        if isinstance(task, RetryableTask):
+            return max(0.0, task.get_backoff_period(stage, running_for).total_seconds())
+        shortest, longest = self._settings.retry_delay, self._settings.retry_delay_max
+        delay = min(longest, shortest * 2 ** min(attempt - 1, 30)) * random.uniform(0.75, 1.25)
+        return max(shortest, min(longest, delay))
+
+
+class _Attempt:
+    """One claimed message; the deadline and the task's own return race to settle it, and one of them does."""
+
+    def __init__(
+        self, worker: TaskWorker, row: dict[str, Any], message: RunTask | RunHook, stage: StageExecution | None
+    ) -> None:
+        self._worker = worker
+        self._settings = worker._settings
+        self._row = row
+        self._message = message
+        self._stage = stage
+        self._number: int = row["attempts"]
+
+    def perform(self) -> None:
+        outcome = self._refused()
+        if outcome is None:
+            outcome = self._call()
+        if outcome is not None:
+            self._finish(outcome)
+
+    def _finish(self, outcome: Outcome) -> None:
+        attempt = Attempt(outcome, self._number, self._worker._owner)
+        self._worker._settle(self._row["id"], self._row["claims"], attempt)
+
+    def _refused(self) -> Outcome | None:
+        if isinstance(self._message, RunHook):
+            if self._stage is None or self._stage.task_by_id(self._message.task_id) is None:
+                return Outcome(Verdict.DROP)
+            if self._number > self._settings.max_attempts:
+                return failure(RuntimeError(f"{self._message.hook} was started too often"))
+            return None
+        return judge(
+            self._message, self._stage, self._number, self._settings.max_attempts, self._row["last_error"]
+        )
+
+    def _call(self) -> Outcome | None:
+        stage, message = self._stage, self._message
+        assert stage is not None
+        task = stage.task_by_id(message.task_id)
+        assert task is not None
+        try:
+            implementation = self._worker._registry.resolve(task.implementing_class)
+        except TaskNotFoundError as error:
+            return failure(error, unmapped=True)
+        except Exception as error:
+            return failure(error)
+        if isinstance(message, RunHook):
+            return self._within(
+                implementation,
+                stage,
+                task,
+                timedelta(seconds=self._settings.hook_time_limit),
+                lambda: self._hook(implementation, message.hook, stage),
+            )
+        late = self._too_late(implementation, stage, task)
+        if late is not None:
+            return late
+        limit = self._worker.limit(implementation, stage)
+        return self._within(implementation, stage, task, limit, lambda: implementation.execute(stage))
+
+    def _too_late(self, implementation: Task, stage: StageExecution, task: TaskExecution) -> Outcome | None:
+        now = self._worker._store.now()
+        left = stage_time_left(stage, now)
+        if left is not None and left <= timedelta():
+            return self._timed_out(implementation, stage, task, "exceeded its stage's stageTimeoutMs")
+        if isinstance(implementation, RetryableTask):
+            total = implementation.get_dynamic_timeout(stage)
+            if running_time(task, now) > total:
+                return self._timed_out(implementation, stage, task, f"exceeded total timeout ({total})")
+        return None
+
+    def _timed_out(self, implementation: Task, stage: StageExecution, task: TaskExecution, what: str) -> Outcome:
+        replacement = None
+        try:
+            replacement = implementation.on_timeout(stage)
+        except Exception:
+            logger.exception("on_timeout of task %s failed", task.name)
+        return self._checked(timed_out(task, what, replacement), stage)
+
+    def _within(
+        self,
+        implementation: Task,
+        stage: StageExecution,
+        task: TaskExecution,
+        limit: timedelta,
+        call: Callable[[], Any],
+    ) -> Outcome | None:
+        """Call user code within a time limit; ``None`` if the deadline has settled it already."""
+        run = TaskRun(
+            stage.execution.id, stage.id, task.id, stage.generation, self._number, int(self._row["claims"])
+        )
+
+        def expire() -> None:
+            self._finish(
+                self._timed_out(implementation, stage, task, f"timed out after {limit.total_seconds():g}s")
+            )
+            run.interrupt()
+
+        lease = Lease(
+            self._row["id"], run.fencing_token, run, time.monotonic() + limit.total_seconds(), expire
+        )
+        with self._worker._keeper.keep(lease), running(run):
+            outcome = self._outcome(implementation, stage, task, call)
+        return None if lease.expired else outcome
+
+    def _outcome(
+        self, implementation: Task, stage: StageExecution, task: TaskExecution, call: Callable[[], Any]
+    ) -> Outcome:
+        try:
+            result = as_result(call(), f"task {task.name}") if not _is_hook(self._message) else call()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return self._raised(implementation, stage, task, error)
+        if not isinstance(result, TaskResult):
+            result = TaskResult.success()
+        return self._checked(self._returned(implementation, stage, task, result), stage)
+
+    def _hook(self, implementation: Task, hook: str, stage: StageExecution) -> TaskResult | None:
+        result = getattr(implementation, hook)(stage)
+        return result if isinstance(result, TaskResult) else None
+
+    def _returned(
+        self, implementation: Task, stage: StageExecution, task: TaskExecution, result: TaskResult
+    ) -> Outcome:
+        if result.status is S.REDIRECT and result.target_stage_ref_id is None:
+            return failure(ValueError("REDIRECT result without target_stage_ref_id"))
+        if result.status in _IMPOSSIBLE:
+            return failure(ValueError(f"task {task.name} returned the status {result.status}"))
+        if result.status is not S.RUNNING:
+            return Outcome(Verdict.RETURNED, result, reason=str(result.context.get("error", ""))[:500])
+        delay = result.retry_after
+        if delay is None:
+            delay = self._settings.poll_delay
+            if isinstance(implementation, RetryableTask):
+                so_far = running_time(task, self._worker._store.now())
+                delay = implementation.get_backoff_period(stage, so_far).total_seconds()
+        return Outcome(Verdict.RETURNED, result, delay=max(0.0, delay))
+
+    def _raised(
+        self, implementation: Task, stage: StageExecution, task: TaskExecution, error: BaseException
+    ) -> Outcome:
+        transient = is_transient(error)
+        described = describe_error(error, transient)
+        update = _context_update(error)
+        if transient and self._number < self._settings.max_attempts:
+            so_far = running_time(task, self._worker._store.now())
+            delay = self._worker.backoff(implementation, stage, so_far, self._number)
+            retry_after = getattr(error, "retry_after", None)
+            if retry_after is not None:
+                delay = max(0.0, float(retry_after))
+            outcome = Outcome(
+                Verdict.RETRY,
+                error=described,
+                delay=delay,
+                context_update=update,
+                reason=f"{type(error).__name__}: {error}"[:500],
+            )
+            return self._checked(outcome, stage)
+        logger.info("task %s of stage %s failed", task.name, stage.ref_id, exc_info=error)
+        return self._checked(failure(error, described, **update), stage)
+
+    def _checked(self, outcome: Outcome, stage: StageExecution) -> Outcome:
+        """Refuse what cannot be stored, naming the key."""
+        limit = self._settings.max_output_bytes
+        result = outcome.result
+        try:
+            if result is not None:
+                if result.outputs:
+                    dumps_json(result.outputs, f"stage {stage.ref_id}: outputs", limit)
+                if result.context:
+                    dumps_json(result.context, f"stage {stage.ref_id}: context", limit)
+            if outcome.context_update:
+                dumps_json(outcome.context_update, f"stage {stage.ref_id}: context_update", limit)
+        except InvalidOutputError as error:
+            return replace(failure(error), unmapped=outcome.unmapped)
+        return outcome
+
+
+def _is_hook(message: RunTask | RunHook) -> bool:
+    return isinstance(message, RunHook)
+
+
+def _context_update(error: BaseException | None) -> dict[str, Any]:
+    while error is not None:
+        if isinstance(error, TransientError) and error.context_update:
+            return dict(error.context_update)
+        error = error.__cause__
+    return {}

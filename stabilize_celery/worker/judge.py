@@ -1,0 +1,76 @@
+"""Before a task's code is called: is it still wanted, and may it run now?"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from stabilize_celery.errors import TaskTimeoutError, describe_error
+from stabilize_celery.messages import RunTask
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.tasks.outcome import Outcome, Verdict
+from stabilize_celery.tasks.result import TaskResult
+
+
+def judge(
+    message: RunTask, stage: StageExecution | None, attempts: int, max_attempts: int, last_error: Any
+) -> Outcome | None:
+    """The verdict on a claimed task that is not to be run; ``None`` if it is."""
+    task = None if stage is None else stage.task_by_id(message.task_id)
+    if stage is None or task is None or stage.execution.id != message.workflow_id:
+        return Outcome(Verdict.DROP, reason="there is no such task")
+    if stage.generation != message.generation or task.status is not S.RUNNING or stage.status is not S.RUNNING:
+        return Outcome(Verdict.DROP, reason="stale")
+    workflow = stage.execution
+    if workflow.status.is_complete:
+        return Outcome(Verdict.CANCELED, reason=f"the workflow is {workflow.status}")
+    if workflow.status is S.PAUSED:
+        return Outcome(Verdict.PARK)
+    if stage.own_context.get("manualSkip"):
+        return Outcome(Verdict.RETURNED, TaskResult.skipped(), reason="manualSkip")
+    if attempts > max_attempts:
+        error = (
+            f"task {task.name} was started {max_attempts} times and its worker was lost each time"
+            if last_error is None
+            else f"task {task.name} failed {max_attempts} times"
+        )
+        return failure(RuntimeError(error), last_error or None)
+    return None
+
+
+def failure(
+    error: BaseException, described: dict[str, Any] | None = None, *, unmapped: bool = False, **context: Any
+) -> Outcome:
+    """The outcome of an attempt that failed for good; the error goes into the stage's context."""
+    described = described or describe_error(error)
+    return Outcome(
+        Verdict.RETURNED,
+        TaskResult(S.TERMINAL, {"exception": described, "error": str(error), **context}),
+        error=described,
+        reason=str(error)[:500],
+        unmapped=unmapped,
+    )
+
+
+def timed_out(task: TaskExecution, what: str, replacement: TaskResult | None) -> Outcome:
+    """The outcome of a task that ran longer than it may; its ``on_timeout`` may replace the failure."""
+    if replacement is not None:
+        return Outcome(Verdict.RETURNED, replacement, reason=f"on_timeout after {what}")
+    return failure(TaskTimeoutError(f"Task {what}", task_name=task.name), unmapped=True)
+
+
+def stage_time_left(stage: StageExecution, now: datetime) -> timedelta | None:
+    """What is left of ``stageTimeoutMs``; ``None`` without one."""
+    milliseconds = stage.own_context.get("stageTimeoutMs")
+    if not isinstance(milliseconds, (int, float)) or isinstance(milliseconds, bool) or stage.start_time is None:
+        return None
+    paused = sum(task.paused_seconds for task in stage.tasks)
+    return timedelta(milliseconds=milliseconds) - (now - stage.start_time) + timedelta(seconds=paused)
+
+
+def running_time(task: TaskExecution, now: datetime) -> timedelta:
+    """How long a task has been running, without the time it was paused."""
+    started = task.start_time or now
+    return now - started - timedelta(seconds=task.paused_seconds)

@@ -1,0 +1,142 @@
+"""One thread per process that keeps its leases alive, hears of cancellations, and watches the clock.
+
+A task's code runs in whatever thread the pool gives it.  Beside it this thread renews the lease; a task that runs over
+its time is settled from here, at its time, and what its code returns later is refused by the fencing token.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.tasks.run import TaskRun
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Lease:
+    """A task that this process is running."""
+
+    message_id: str
+    token: int
+    run: TaskRun
+    #: By ``time.monotonic``.
+    deadline: float
+    on_deadline: Callable[[], None]
+    expired: bool = False
+    #: When the process is to be ended if the task has not come back by then.
+    kill_at: float | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class LeaseKeeper:
+    """Keeps the leases of one process.
+
+    Args:
+        store: where the leases are.
+        lease: their length in seconds.
+        heartbeat: how often they are renewed.
+        kill_grace: how long a task that was told to stop may go on before ``end_process`` is called.
+        end_process: ends this pool process; ``None`` where that would take innocent tasks along.
+    """
+
+    def __init__(
+        self,
+        store: WorkflowStore,
+        lease: float,
+        heartbeat: float,
+        kill_grace: float,
+        end_process: Callable[[], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._heartbeat = min(heartbeat, lease / 3)
+        self._kill_grace = kill_grace
+        self.end_process = end_process
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._leases: dict[str, Lease] = {}
+        self._condition = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._wakes_at = 0.0
+
+    @contextmanager
+    def keep(self, lease: Lease) -> Iterator[Lease]:
+        """Keep a lease alive while the block runs."""
+        with self._condition:
+            self._leases[lease.message_id] = lease
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="stabilize-leases", daemon=True)
+                self._thread.start()
+            elif lease.deadline < self._wakes_at:
+                self._condition.notify()
+        try:
+            yield lease
+        finally:
+            lease.done.set()
+            with self._condition:
+                self._leases.pop(lease.message_id, None)
+
+    def _work(self) -> None:
+        next_beat = time.monotonic() + self._heartbeat
+        while True:
+            with self._condition:
+                moments = [next_beat if self._leases else next_beat + 60.0]
+                moments += [x.deadline for x in self._leases.values() if not x.expired]
+                moments += [x.kill_at for x in self._leases.values() if x.kill_at is not None]
+                self._wakes_at = min(moments)
+                self._condition.wait(max(0.0, self._wakes_at - time.monotonic()))
+                leases = list(self._leases.values())
+            now = time.monotonic()
+            for lease in leases:
+                self._watch(lease, now)
+            if now >= next_beat:
+                self._beat(leases)
+                next_beat = time.monotonic() + self._heartbeat
+
+    def _watch(self, lease: Lease, now: float) -> None:
+        if not lease.expired and now >= lease.deadline:
+            lease.expired = True
+            # In a thread of its own: on_timeout is user code.
+            threading.Thread(target=lease.on_deadline, name="stabilize-timeout", daemon=True).start()
+            self._end_if_stuck(lease, now)
+        if lease.kill_at is not None and now >= lease.kill_at and not lease.done.is_set():
+            lease.kill_at = None
+            if self.end_process is not None:
+                logger.warning("task %s does not stop; ending its process", lease.run.task_id)
+                self.end_process()
+
+    def _end_if_stuck(self, lease: Lease, now: float) -> None:
+        if self.end_process is not None and lease.kill_at is None:
+            lease.kill_at = now + self._kill_grace
+
+    def _beat(self, leases: list[Lease]) -> None:
+        held = {x.message_id: x.token for x in leases if not x.done.is_set()}
+        if not held:
+            return
+        try:
+            wanted = self._store.heartbeat(held, self._lease)
+        except Exception:
+            # The database may be away for a while; the lease tells in the end who owns the task.
+            logger.warning("leases could not be renewed", exc_info=True)
+            return
+        for lease in leases:
+            if lease.done.is_set() or lease.message_id not in held:
+                continue
+            verdict = wanted.get(lease.message_id, "lost")
+            if verdict is None:
+                continue
+            if not lease.run.cancelled.is_set():
+                logger.info("task %s is told to stop (%s)", lease.run.task_id, verdict)
+                lease.run.interrupt()
+            if verdict == "kill":
+                self._end_if_stuck(lease, time.monotonic())

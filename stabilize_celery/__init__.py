@@ -43,6 +43,7 @@ from stabilize_celery.models.trigger import Trigger
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.store import PostgresWorkflowStore, SqliteWorkflowStore
 from stabilize_celery.run import WorkflowRun
+from stabilize_celery.seeds import Orchestrator, PostgresQueue, QueueProcessor, SqliteQueue
 from stabilize_celery.stages.builder import (
     StageDefinitionBuilder,
     StageDefinitionBuilderFactory,
@@ -64,13 +65,17 @@ __all__ = [
     "ContinueParentStageHandler",
     "FakeClock",
     "JumpToStageHandler",
+    "Orchestrator",
     "PermanentError",
+    "PostgresQueue",
     "PostgresWorkflowStore",
     "PythonTask",
+    "QueueProcessor",
     "RetryableTask",
     "RunTaskHandler",
     "ShellTask",
     "SkippableTask",
+    "SqliteQueue",
     "SqliteWorkflowStore",
     "Stabilize",
     "StabilizeError",

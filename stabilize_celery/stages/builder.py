@@ -66,8 +66,9 @@ class StageDefinitionBuilderFactory:
     def find(self, stage_type: str) -> StageDefinitionBuilder | None:
         """The builder of a type, or ``None``: a stage type needs none."""
         builder = self._builders.get(stage_type)
-        if builder is None and self._fallback is not None:
-            return self._fallback.find(stage_type)
+        fallback = self._fallback or _global_factory
+        if builder is None and fallback is not self:
+            return fallback.find(stage_type)
         return builder
 
     def get(self, stage_type: str) -> StageDefinitionBuilder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -19,6 +20,7 @@ from stabilize_celery.handlers.registry import default_handlers
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings
@@ -34,6 +36,10 @@ from stabilize_celery.tasks.registry import TaskRegistry, TaskSource
 
 if TYPE_CHECKING:
     from celery import Celery
+
+def _end_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
 
 T = TypeVar("T", bound=TaskSource)
 
@@ -53,6 +59,7 @@ class Stabilize(Control):
         self._settings: Settings | None = None
         self._clock: Clock | None = None
         self._concurrency = 1
+        self._end_process: Callable[[], None] | None = None
         if app is not None:
             self.init_app(app)
 
@@ -140,14 +147,31 @@ class Stabilize(Control):
             return LocalPublisher()
         from stabilize_celery.delivery.publisher import CeleryPublisher
 
-        return CeleryPublisher(self.app)
+        return CeleryPublisher(self.app, self._wake_relays)
+
+    def _wake_relays(self, due: datetime) -> None:
+        """Relays look often enough for anything but short delays."""
+        if (due - self.store.now()).total_seconds() < self.settings.relay_interval:
+            self._bell.ring()
+
+    @cached_property
+    def _bell(self) -> Bell:
+        return self.store.bell()
+
+    def enter_pool_child(self) -> None:
+        """This process is a pool child now: what the parent made is not used here."""
+        for name in ("dispatcher", "publisher", "_bell"):
+            self.__dict__.pop(name, None)
+        self._end_process = _end_this_process
 
     @cached_property
     def dispatcher(self) -> Dispatcher:
         """What handles messages in this process."""
         worker = f"{socket.gethostname()}:{os.getpid()}"
         surroundings = Surroundings(self.settings, self.registry, self.builders, worker)
-        return Dispatcher(self.store, default_handlers(), surroundings, self.publisher)
+        dispatcher = Dispatcher(self.store, default_handlers(), surroundings, self.publisher)
+        dispatcher.keeper.end_process = self._end_process
+        return dispatcher
 
     @cached_property
     def processor(self) -> EmbeddedProcessor:

@@ -27,7 +27,7 @@ class Settings(BaseModel):
     database_prepare: bool = Field(True, description="Prepare statements; off behind PgBouncer before 1.21.")
 
     inline: bool = Field(True, description="Handle follow-on messages of a workflow in the same transaction.")
-    inline_batch: int = Field(500, ge=1, description="Most follow-on messages handled in one transaction.")
+    inline_batch: int = Field(1000, ge=1, description="Most follow-on messages handled in one transaction.")
 
     queue: str = Field("stabilize", description="Queue of the engine's control messages.")
     task_queue: str = Field("stabilize.tasks", description="Queue of the messages that run user code.")

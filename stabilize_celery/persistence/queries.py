@@ -318,9 +318,9 @@ read_due = (
 #: The same, for one of several relays.
 lock_due = read_due.with_for_update(skip_locked=True)
 
-#: Sent once more; the relay looks at it again later.
+#: Sent once more; the relay looks at it again later.  A lease that has run out is taken away: its holder counts as dead.
 mark_sent = (
     update(messages)
     .where(messages.c.id == bindparam("_id"))
-    .values(sends=messages.c.sends + 1, send_at=bindparam("next"))
+    .values(sends=messages.c.sends + 1, send_at=bindparam("next"), lease_owner=None)
 )

@@ -18,6 +18,7 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows, schema
+from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.database import Database
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.persistence.tables import dead_letters, edges, history, messages, slots, stages, workflows
@@ -339,6 +340,21 @@ class WorkflowStore:
                     ],
                 )
         return taken
+
+    def send_soon(self, message_ids: list[str], delay: float) -> None:
+        """Sending failed: try again in ``delay`` seconds."""
+        soon = self.now() + timedelta(seconds=delay)
+        with self.database.begin() as connection:
+            for batch in queries.chunks(message_ids):
+                connection.execute(
+                    update(messages)
+                    .where(messages.c.id.in_(batch), messages.c.lease_owner.is_(None))
+                    .values(send_at=soon)
+                )
+
+    def bell(self) -> Bell:
+        """What wakes the relays."""
+        return Bell(self.database)
 
     def next_due(self) -> datetime | None:
         """When the relay has something to send next."""

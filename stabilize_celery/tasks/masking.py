@@ -19,8 +19,8 @@ class Masker:
     """Replaces secrets in text, bytes and nested values.
 
     A secret is also found in the forms in which programs usually repeat it: with its ends stripped, escaped
-    as JSON or for a shell or a URL, as base64, line by line.  A dict or list stands for every string and number
-    in it.
+    as JSON or for a shell or a URL, as base64, line by line.  A dict or list
+    stands for every string and number in it.
     """
 
     def __init__(self, secrets: Iterable[Any]) -> None:
@@ -105,7 +105,7 @@ def _forms(secret: str) -> Iterator[str]:
         base64.b64encode(raw).decode(),
         base64.urlsafe_b64encode(raw).decode().rstrip("="),
     ]
-    lines = secret.splitlines()
+    lines = secret.split("\n")
     if len(lines) > 1:
         candidates += [line.strip() for line in lines if len(line.strip()) >= _SHORTEST_LINE]
     # A secret of nothing but blanks would mask every gap between words.

@@ -14,7 +14,7 @@ import contextlib
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _SCRIPT = """
 trap '' INT TERM HUP
@@ -37,6 +37,12 @@ class _Guard:
         self._shell: subprocess.Popen[bytes] | None = None
         self._groups: set[int] = set()
 
+    def ready(self) -> None:
+        """Start the shell beforehand, so that nothing runs unguarded while it starts."""
+        with self._lock:
+            if self._shell is None or self._shell.poll() is not None:
+                self._start()
+
     def add(self, group: int) -> None:
         with self._lock:
             self._groups.add(group)
@@ -49,8 +55,10 @@ class _Guard:
 
     def _tell(self, line: str) -> None:
         """Write one line; a shell that is gone is replaced and told everything anew."""
-        if self._shell is not None and self._write(line):
-            return
+        if not self._write(line):
+            self._start()
+
+    def _start(self) -> None:
         self._close()
         self._shell = subprocess.Popen(
             ["/bin/sh", "-c", _SCRIPT],
@@ -101,10 +109,15 @@ os.register_at_fork(after_in_child=_guard.forget)
 
 
 @contextlib.contextmanager
-def guarded(group: int) -> Iterator[None]:
-    """Have the process group killed if this process dies while the block runs."""
-    _guard.add(group)
+def guarded(start: Callable[[], subprocess.Popen[bytes]]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the leader of a process group that is killed if this process dies while the block runs.
+
+    What is left is the moment between the start and the line that announces it, some ten microseconds.
+    """
+    _guard.ready()
+    process = start()
+    _guard.add(process.pid)
     try:
-        yield
+        yield process
     finally:
-        _guard.remove(group)
+        _guard.remove(process.pid)

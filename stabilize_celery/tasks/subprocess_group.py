@@ -82,8 +82,9 @@ def run_group(
     Raises:
         OSError: it could not be started.
     """
-    with _interruptible() as wake:
-        process = subprocess.Popen(
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -94,11 +95,13 @@ def run_group(
             pass_fds=pass_fds,
             start_new_session=True,
         )
-        with (
-            guarded(process.pid),
-            _Supervision(process, wake, timeout, max_output_size, stdin) as supervision,
-        ):
-            return supervision.run()
+
+    with (
+        _interruptible() as wake,
+        guarded(start) as process,
+        _Supervision(process, wake, timeout, max_output_size, stdin) as supervision,
+    ):
+        return supervision.run()
 
 
 @contextlib.contextmanager

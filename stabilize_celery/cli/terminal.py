@@ -1,0 +1,30 @@
+"""The terminal, or whatever else the output goes to."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+from rich.console import Console
+
+#: Where nobody knows how wide the output may be, such as a log file or a pipe.
+_WIDTH_ELSEWHERE = 140
+
+
+def make_console(file: TextIO | None = None) -> Console:
+    """A console on a file, by default standard output; lines in a log are not cut to 80 columns."""
+    stream = sys.stdout if file is None else file
+    known = is_terminal(stream) or "COLUMNS" in os.environ
+    return Console(file=stream, width=None if known else _WIDTH_ELSEWHERE, highlight=False)
+
+
+def is_terminal(stream: object) -> bool:
+    """Whether a person sees it as it is written."""
+    ask = getattr(stream, "isatty", None)
+    return bool(ask is not None and ask())
+
+
+def knows_only_ascii(console: Console) -> bool:
+    """Whether the output cannot take symbols."""
+    return not console.encoding.lower().startswith("utf")

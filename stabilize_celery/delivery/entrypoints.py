@@ -1,0 +1,65 @@
+"""The Celery tasks: one entrypoint per message type, named ``stabilize.<MessageType>``."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+
+from stabilize_celery.delivery.publisher import TASK_PREFIX
+from stabilize_celery.messages import MESSAGE_TYPES, Message
+
+if TYPE_CHECKING:
+    from stabilize_celery.engine import Stabilize
+
+logger = logging.getLogger(__name__)
+
+
+def register_entrypoints(app: Celery, engine: Stabilize) -> None:
+    """Register an entrypoint for every message type on an app.
+
+    They are built on the app's own task class, so that what it does around tasks (Flask's app context, Django's
+    connection handling) is done around user code too.
+    """
+    base = type("Entrypoint", (_EntrypointOptions, app.Task), {"abstract": True})
+    for name, message_type in MESSAGE_TYPES.items():
+        app.task(
+            _entrypoint(engine, name),
+            name=TASK_PREFIX + name,
+            base=base,
+            shared=False,
+            **_acknowledgement(message_type),
+        )
+
+
+class _EntrypointOptions:
+    """What all entrypoints share: retries, results and errors are the engine's business, not Celery's."""
+
+    ignore_result = True
+    store_errors_even_if_ignored = False
+    max_retries = 0
+    trail = False
+    serializer = "json"
+
+
+def _acknowledgement(message_type: type[Message]) -> dict[str, Any]:
+    """Control messages are acknowledged when they are done; user code, which has a lease, when it begins.
+
+    A task that runs for hours would hold its message until RabbitMQ's ``consumer_timeout`` ends the whole worker.
+    """
+    if message_type.runs_user_code:
+        return {"acks_late": False}
+    return {"acks_late": True, "reject_on_worker_lost": True}
+
+
+def _entrypoint(engine: Stabilize, name: str) -> Any:
+    def entrypoint(message_id: str) -> None:
+        if not isinstance(message_id, str) or len(message_id) > 64:
+            logger.warning("a %s message without a proper id was dropped: %.100r", name, message_id)
+            return
+        engine.dispatcher.process(message_id, name)
+
+    entrypoint.__name__ = name
+    entrypoint.__doc__ = MESSAGE_TYPES[name].__doc__
+    return entrypoint

@@ -1,0 +1,113 @@
+"""Installing the engine on a Celery app: entrypoints, queues, routes, the relay."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery import Celery, signals
+from kombu import Exchange, Queue
+
+from stabilize_celery.delivery.bootstep import RelayStep
+from stabilize_celery.delivery.entrypoints import register_entrypoints
+from stabilize_celery.delivery.publisher import TASK_PREFIX
+from stabilize_celery.errors import ConfigurationError
+from stabilize_celery.settings import PREFIX, Settings
+
+if TYPE_CHECKING:
+    from stabilize_celery.engine import Stabilize
+
+logger = logging.getLogger(__name__)
+_engines: weakref.WeakKeyDictionary[Celery, Stabilize] = weakref.WeakKeyDictionary()
+
+
+def install(app: Celery, engine: Stabilize) -> None:
+    """Install ``engine`` on ``app``; nothing of the app's configuration is read yet.
+
+    Raises:
+        ConfigurationError: another engine is installed on the app.
+    """
+    if _engines.get(app) not in (None, engine):
+        raise ConfigurationError(f"another Stabilize is installed on app {app.main!r} already")
+    _engines[app] = engine
+    register_entrypoints(app, engine)
+    app.steps["worker"].add(RelayStep)
+    app.user_options["worker"].add(
+        click.Option(
+            ["--stabilize-relay/--no-stabilize-relay"],
+            default=True,
+            help="Whether this worker sends overdue messages (default: yes).",
+        )
+    )
+    if app.configured:
+        _add_route(app, engine)
+    else:
+        app.on_after_configure.connect(lambda sender, **_: _add_route(sender, engine), weak=False)
+
+
+def engine_of(app: Celery) -> Stabilize:
+    """The engine installed on an app.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    engine = _engines.get(app)
+    if engine is None:
+        raise ConfigurationError(
+            f"no Stabilize is installed on app {app.main!r}: write `stabilize = Stabilize(app)` in its module, "
+            "and name that module with -A"
+        )
+    return engine
+
+
+def read_settings(app: Celery) -> Settings:
+    """The ``stabilize_*`` keys of an app's configuration, in whatever style it is written."""
+    values: dict[str, Any] = {}
+    for name in Settings.model_fields:
+        try:
+            values[PREFIX + name] = app.conf[PREFIX + name]
+        except KeyError:
+            continue
+    return Settings.load(values)
+
+
+def _add_route(app: Celery, engine: Stabilize) -> None:
+    """Send entrypoints that somebody calls by hand to the engine's queues; the engine itself names the queue."""
+
+    def route(name: str, *_args: Any, **_options: Any) -> dict[str, str] | None:
+        if not name.startswith(TASK_PREFIX):
+            return None
+        settings = engine.settings
+        runs = name.removeprefix(TASK_PREFIX) in ("RunTask", "RunHook")
+        return {"queue": settings.task_queue if runs else settings.queue}
+
+    known = app.conf.task_routes
+    others = [] if known is None else list(known) if isinstance(known, list | tuple) else [known]
+    app.conf.task_routes = [route, *others]
+
+
+@signals.celeryd_init.connect
+def _add_queues(instance: Any = None, **_: Any) -> None:
+    """Let a worker that is not told what to consume consume the engine's queues too.
+
+    Sent before the worker looks at ``-Q``, which then chooses among them.
+    """
+    engine = _engines.get(getattr(instance, "app", None)) if instance is not None else None
+    if engine is None:
+        return
+    queues = instance.app.amqp.queues
+    for name in (engine.settings.queue, engine.settings.task_queue):
+        try:
+            queue = queues[name]
+        except KeyError:
+            queue = queues.add(Queue(name, Exchange(name), routing_key=name))
+        queues.consume_from[name] = queue
+
+
+@signals.worker_process_init.connect
+def _mark_pool_child(**_: Any) -> None:
+    """In a pool child of its own a task that does not stop can be ended with its process."""
+    for engine in list(_engines.values()):
+        engine.enter_pool_child()

@@ -1,0 +1,131 @@
+"""Publishing messages through the broker, after the commit that wrote their rows.
+
+What travels is a Celery task message that names the row and, for people, the workflow, stage and task.  It is sent
+without waiting for a confirm: the row, not the broker, is the guarantee.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from celery import Celery
+from kombu import Connection, Producer
+
+from stabilize_celery.persistence.outbox import Outgoing
+
+logger = logging.getLogger(__name__)
+TASK_PREFIX = "stabilize."
+
+
+def task_message(app: Celery, message: Outgoing) -> Any:
+    """The Celery task message for a row: headers, properties, body."""
+    shown = f"({message.label!r},)" if message.label else f"({message.id!r},)"
+    return app.amqp.as_task_v2(
+        message.id,
+        TASK_PREFIX + message.type,
+        args=(message.id,),
+        argsrepr=shown,
+        kwargsrepr="{}",
+        shadow=f"{message.label} ({message.type})" if message.label else None,
+        retries=max(0, message.attempts - 1),
+        ignore_result=True,
+    )
+
+
+class CeleryPublisher:
+    """Publishes from this process over one connection of its own, made at first use and remade after any failure.
+
+    Args:
+        app: the Celery app whose broker is used.
+        wake_relay: tells the relays that something falls due soon.
+    """
+
+    def __init__(self, app: Celery, wake_relay: Callable[[datetime], None]) -> None:
+        self._app = app
+        self._wake_relay = wake_relay
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        # A forked child must neither use nor close its parent's socket.
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._producer: Producer | None = None
+        self._declared: set[str] = set()
+
+    def publish(self, outgoing: list[Outgoing]) -> None:
+        """Send; a failure is logged and left to the relay."""
+        with self._lock:
+            try:
+                producer = self._ready()
+                for message in outgoing:
+                    self._publish_one(producer, message)
+            except Exception as error:
+                # Whatever went wrong, the state of the channel is unknown now.
+                self._drop()
+                logger.warning(
+                    "%d messages could not be published (%s); the relay sends them later", len(outgoing), error
+                )
+
+    def wake(self, due: datetime) -> None:
+        """Something falls due at that time."""
+        self._wake_relay(due)
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._drop()
+
+    def _publish_one(self, producer: Producer, message: Outgoing) -> None:
+        if message.queue not in self._declared:
+            # Without its queue a message is silently thrown away.
+            self._app.amqp.queues[message.queue](producer.channel).declare()
+            self._declared.add(message.queue)
+        built = task_message(self._app, message)
+        producer.publish(
+            built.body,
+            exchange="",
+            routing_key=message.queue,
+            headers=built.headers,
+            serializer="json",
+            delivery_mode=2,
+            retry=False,
+            mandatory=True,
+            **built.properties,
+        )
+
+    def _ready(self) -> Producer:
+        if self._producer is not None and self._has_news():
+            self._drop()
+        if self._producer is None:
+            connection = self._app.connection_for_write(heartbeat=0)
+            connection.ensure_connection(max_retries=1, interval_start=0.05)
+            self._connection = connection
+            self._producer = Producer(connection.default_channel, auto_declare=False)
+        return self._producer
+
+    def _has_news(self) -> bool:
+        """Whether the broker closed the connection, or returned a message, while nobody looked.
+
+        Writing to a connection that the other side has closed succeeds once, and the message is gone.
+        """
+        sock = getattr(getattr(self._connection and self._connection.connection, "transport", None), "sock", None)
+        if sock is None:
+            return False
+        with suppress(OSError, ValueError):
+            return bool(select.select([sock], [], [], 0)[0])
+        return True
+
+    def _drop(self) -> None:
+        connection, self._connection, self._producer = self._connection, None, None
+        self._declared = set()
+        if connection is not None:
+            with suppress(Exception):
+                connection.close()

@@ -1,0 +1,166 @@
+"""The relay: sends what is overdue, and what was waiting for its time.
+
+Most messages are published by whoever wrote them, right after the commit.  The relay takes care of the rest: delayed
+ones, those whose publishing failed, those of workers that died, all of them after the broker was wiped.  It runs in a
+thread of every worker; several share the work by skipping each other's locks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from amqp.exceptions import NotFound
+from celery import Celery
+from kombu import Connection
+
+from stabilize_celery.delivery.confirms import ConfirmWindow
+from stabilize_celery.delivery.publisher import CeleryPublisher
+from stabilize_celery.persistence.outbox import Outgoing, outgoing
+from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Relay:
+    """Sends due messages until it is stopped.
+
+    Args:
+        app: whose broker is used.
+        store: where the messages are.
+        settings: the engine's options.
+        publisher: used for brokers without confirms.
+    """
+
+    def __init__(
+        self, app: Celery, store: WorkflowStore, settings: Settings, publisher: CeleryPublisher
+    ) -> None:
+        self._app = app
+        self._store = store
+        self._settings = settings
+        self._publisher = publisher
+        self._stopping = threading.Event()
+        self._bell = store.bell()
+        self._thread: threading.Thread | None = None
+        self._connection: Connection | None = None
+        self._window: ConfirmWindow | None = None
+        self.sent = 0
+        self.resent = 0
+        self.failures = 0
+
+    def start(self) -> None:
+        """Begin, in a thread."""
+        self._thread = threading.Thread(target=self._run, name="stabilize-relay", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self._bell.ring_here()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def info(self) -> dict[str, Any]:
+        """For ``celery inspect stats``."""
+        alive = self._thread is not None and self._thread.is_alive()
+        return {"alive": alive, "sent": self.sent, "resent": self.resent, "failures": self.failures}
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            pause = self._settings.relay_interval
+            try:
+                if self.sweep() >= self._settings.relay_batch:
+                    continue
+                pause = self._until(self._store.next_due())
+            except Exception as error:
+                self.failures += 1
+                self._drop()
+                logger.warning("the relay is interrupted and tries again: %s", error)
+                self._stopping.wait(self._settings.relay_interval)
+            if pause > 0:
+                self._bell.wait(pause)
+        self._drop()
+        self._bell.close()
+
+    def _until(self, due: datetime | None) -> float:
+        longest = self._settings.relay_interval
+        if due is None:
+            return longest
+        return max(0.0, min(longest, (due - self._store.now()).total_seconds()))
+
+    def sweep(self) -> int:
+        """Send one batch of what is due; returns how many messages were due."""
+        rows = self._store.take_due(self._settings.relay_batch, self._next_send)
+        if not rows:
+            return 0
+        chosen = self._without_backlog(rows)
+        failed = self._send([outgoing(row) for row in chosen])
+        if failed:
+            logger.error("%d messages were refused or have no queue: %s", len(failed), self._queues(rows, failed))
+            self._store.send_soon(list(failed), self._settings.relay_interval)
+        self.sent += len(chosen) - len(failed)
+        self.resent += sum(row["sends"] > 0 for row in chosen)
+        return len(rows)
+
+    def _next_send(self, row: dict[str, Any]) -> float:
+        """How long to wait for something to come of it: longer each time."""
+        delay = self._settings.resend_delay * 2.0 ** min(row["sends"], 16)
+        return float(min(delay, self._settings.resend_delay_max))
+
+    def _without_backlog(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Leave out what was sent before to a queue that still holds messages: the broker just has a backlog."""
+        depths: dict[str, int] = {}
+        chosen = []
+        for row in rows:
+            was_sent = row["sends"] > 0 and row["lease_owner"] is None
+            if was_sent and row["queue"] not in depths:
+                depths[row["queue"]] = self._depth(row["queue"])
+            if not was_sent or depths[row["queue"]] == 0:
+                chosen.append(row)
+        return chosen
+
+    def _depth(self, queue: str) -> int:
+        window = self._ready()
+        if window is None:
+            return 0
+        try:
+            return window.depth(queue) or 0
+        except NotFound:
+            self._drop()
+            return 0
+
+    def _send(self, messages: list[Outgoing]) -> set[str]:
+        if not messages:
+            return set()
+        window = self._ready()
+        if window is None:
+            self._publisher.publish(messages)
+            return set()
+        for queue in {message.queue for message in messages}:
+            self._app.amqp.queues[queue](self._connection.default_channel).declare()  # type: ignore[union-attr]
+        return window.send(messages)
+
+    def _ready(self) -> ConfirmWindow | None:
+        """The window; ``None`` on a broker without confirms."""
+        if self._window is None:
+            connection = self._app.connection_for_write(heartbeat=0)
+            connection.ensure_connection(max_retries=1, interval_start=0.1)
+            self._connection = connection
+            if connection.transport.driver_type != "amqp":
+                return None
+            self._window = ConfirmWindow(self._app, connection)
+        return self._window
+
+    def _drop(self) -> None:
+        connection, self._connection, self._window = self._connection, None, None
+        if connection is not None:
+            with suppress(Exception):
+                connection.close()
+
+    @staticmethod
+    def _queues(rows: list[dict[str, Any]], failed: set[str]) -> str:
+        return ", ".join(sorted({row["queue"] for row in rows if row["id"] in failed}))

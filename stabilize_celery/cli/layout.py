@@ -1,8 +1,8 @@
 """The graph of a workflow laid out as a tree: where each stage's line stands, and what it comes after.
 
-A stage stands under the stage where its branch begins.  Stages that follow one another stand below each other,
-so a chain does not wander to the right; only the branches of a fork are indented.  A join stands once, after the
-branches it joins, at the level of the stage where they parted: its immediate dominator.
+A stage stands under the stage where its branch begins.  Stages that follow one another stand below each
+other, so a chain does not wander to the right; only the branches of a fork are indented.  A join stands once,
+after the branches it joins, at the level of the stage where they parted: its immediate dominator.
 """
 
 from __future__ import annotations

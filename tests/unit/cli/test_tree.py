@@ -1,0 +1,245 @@
+"""The tree of a workflow: where stages stand, and what their lines say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stabilize_celery.cli.layout import arrange, title
+from stabilize_celery.cli.tree import stage_tree
+from stabilize_celery.cli.words import LOOKS, duration
+from stabilize_celery.models.stage import Phase, StageExecution, SyntheticStageOwner
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.models.trigger import PausedDetails
+from stabilize_celery.models.workflow import Workflow
+from tests.unit.cli.drawings import NOW, printed, stage, workflow
+
+
+def lines(made: Workflow, **options: int | bool) -> list[str]:
+    return printed(stage_tree(made, NOW, **options)).splitlines()  # type: ignore[arg-type]
+
+
+def test_a_chain_stays_on_one_level() -> None:
+    made = workflow(
+        stage("load", S.NOT_STARTED, {"transform"}),
+        stage("extract", S.SUCCEEDED, took=0.25),
+        stage("transform", S.RUNNING, {"extract"}, took=75),
+    )
+    made.status, made.start_time = S.RUNNING, NOW
+    assert lines(made) == [
+        "▶ shop/order  RUNNING  0.00s  01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "├── ✔ extract    SUCCEEDED     0.25s",
+        "├── ▶ transform  RUNNING      1m 15s  after extract",
+        "└── ○ load       NOT_STARTED          after transform",
+    ]
+
+
+def test_branches_are_indented_and_their_join_stands_once() -> None:
+    made = workflow(
+        stage("setup"),
+        stage("a", requires={"setup"}),
+        stage("b", requires={"setup"}),
+        stage("b2", requires={"b"}),
+        stage("b3", requires={"b2"}),
+        stage("join", requires={"a", "b3"}),
+        stage("end", requires={"join"}),
+    )
+    assert lines(made)[1:] == [
+        "├── ○ setup       NOT_STARTED",
+        "│   ├── ○ a       NOT_STARTED",
+        "│   └── ○ b       NOT_STARTED",
+        "│       ├── ○ b2  NOT_STARTED",
+        "│       └── ○ b3  NOT_STARTED          after b2",
+        "├── ○ join        NOT_STARTED          after a, b3",
+        "└── ○ end         NOT_STARTED          after join",
+    ]
+
+
+def test_a_join_inside_a_branch_stays_in_it() -> None:
+    made = workflow(
+        stage("s"),
+        stage("x", requires={"s"}),
+        stage("x1", requires={"x"}),
+        stage("x2", requires={"x"}),
+        stage("x3", requires={"x1", "x2"}),
+        stage("y", requires={"s"}),
+        stage("end", requires={"x3", "y"}),
+    )
+    assert [re.sub(r" +NOT_STARTED", "", line) for line in lines(made)[1:]] == [
+        "├── ○ s",
+        "│   ├── ○ x",
+        "│   │   ├── ○ x1",
+        "│   │   ├── ○ x2",
+        "│   │   └── ○ x3          after x1, x2",
+        "│   └── ○ y",
+        "└── ○ end          after x3, y",
+    ]
+
+
+def test_a_stage_that_also_requires_an_earlier_one_says_so() -> None:
+    made = workflow(stage("a"), stage("b", requires={"a"}), stage("c", requires={"a", "b"}))
+    assert [line.split("  ")[-1].strip() for line in lines(made)[1:]] == [
+        "NOT_STARTED",
+        "after a",
+        "after a, b",
+    ]
+
+
+def test_synthetic_stages_stand_inside_their_parent_in_the_order_of_their_phases() -> None:
+    parent = stage("deploy", S.RUNNING)
+    made = workflow(parent)
+    for name, owner, phase in (
+        ("roll back", SyntheticStageOwner.STAGE_AFTER, Phase.ON_FAILURE),
+        ("notify", SyntheticStageOwner.STAGE_AFTER, Phase.AFTER),
+        ("check", SyntheticStageOwner.STAGE_BEFORE, Phase.BEFORE),
+        ("lock", SyntheticStageOwner.STAGE_BEFORE, None),
+    ):
+        child = StageExecution.create_synthetic("shell", name, parent, owner)
+        child.phase = phase
+        made.add_stage(child)
+    assert [re.split(r"(?<=\w)  ", line)[0] for line in lines(made)[1:]] == [
+        "└── ▶ deploy",
+        "    ├── ○ before: check",
+        "    ├── ○ before: lock",
+        "    ├── ○ after: notify",
+        "    └── ○ on failure: roll back",
+    ]
+
+
+def test_errors_and_attempts() -> None:
+    failed = stage("charge", S.TERMINAL)
+    failed.context["error"] = "CardError: declined\nask the bank"
+    failed.tasks[0].attempts = 3
+    retried = stage("mail", S.RUNNING)
+    retried.tasks[0].attempts = 2
+    retried.tasks[0].last_error = {"details": {"error": "refused"}}
+    recovered = stage("ship", S.SUCCEEDED)
+    recovered.tasks[0].last_error = {"details": {"error": "not shown: it is over"}}
+    recovered.tasks[0].attempts = 1
+    assert lines(workflow(failed, retried, recovered))[1:] == [
+        "├── ✘ charge  TERMINAL    1.00s  3 attempts",
+        "│   CardError: declined",
+        "│   ask the bank",
+        "├── ▶ mail    RUNNING     1.00s  2 attempts",
+        "│   refused",
+        "└── ✔ ship    SUCCEEDED   1.00s",
+    ]
+
+
+def test_of_a_long_error_the_end_is_shown() -> None:
+    failed = stage("charge", S.TERMINAL)
+    failed.context["error"] = "\n".join(f"line {number}" for number in range(100))
+    drawn = lines(workflow(failed))
+    assert drawn[2:] == ["    ...", "    line 95", "    line 96", "    line 97", "    line 98", "    line 99"]
+
+
+def test_several_tasks_have_lines_of_their_own() -> None:
+    made = stage("deploy", S.RUNNING)
+    made.tasks = [TaskExecution.create("build", "shell"), TaskExecution.create("", "http")]
+    made.tasks[0].status = S.SUCCEEDED
+    made.tasks[0].start_time = made.tasks[0].end_time = NOW
+    made.tasks[1].attempts = 2
+    assert lines(workflow(made))[2:] == [
+        "    ├── ✔ task build  SUCCEEDED  0.00s",
+        "    └── ○ task http  NOT_STARTED  2 attempts",
+    ]
+
+
+def test_who_canceled_and_who_paused() -> None:
+    canceled = workflow(stage("a", S.CANCELED))
+    canceled.is_canceled, canceled.canceled_by, canceled.cancellation_reason = True, "kim", "too late"
+    assert lines(canceled)[1] == "canceled by kim: too late"
+    paused = workflow(stage("a"))
+    paused.paused = PausedDetails(paused_by="ops", pause_time=NOW)
+    assert lines(paused)[1] == "paused by ops"
+
+
+def test_of_many_stages_the_interesting_ones_are_drawn_and_the_rest_is_counted() -> None:
+    branches = [stage(f"b{i}", S.SUCCEEDED, {"s"}) for i in range(2000)]
+    branches[700].status, branches[900].status = S.TERMINAL, S.RUNNING
+    made = workflow(stage("s", S.SUCCEEDED), *branches)
+    assert [line.rstrip(" 0123456789.s") for line in lines(made, most=4)] == [
+        "○ shop/order  NOT_STARTED  01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "2,001 stages: 1 RUNNING, 1,999 SUCCEEDED, 1 TERMINAL",
+        "└── ✔ s         SUCCEEDED",
+        "    ├── ✔ b0    SUCCEEDED",
+        "    ├── … 699 stages: 699 SUCCEEDED",
+        "    ├── ✘ b700  TERMINAL",
+        "    ├── … 199 stages: 199 SUCCEEDED",
+        "    ├── ▶ b900  RUNNING",
+        "    └── … 1,099 stages: 1,099 SUCCEEDED",
+    ]
+
+
+def test_a_long_chain_is_no_problem_of_depth() -> None:
+    made = workflow(stage("s0"), *(stage(f"s{i}", requires={f"s{i - 1}"}) for i in range(1, 3000)))
+    assert [line.split("  ")[0] for line in lines(made, most=2)[2:]] == [
+        "├── ○ s0",
+        "├── ○ s1",
+        "└── … 2,998 stages: 2,998 NOT_STARTED",
+    ]
+
+
+def test_nothing_but_ascii_where_that_is_all_there_is() -> None:
+    made = workflow(*(stage(f"s{number}", status) for number, status in enumerate(S)))
+    console_text = printed(stage_tree(made, NOW, ascii=True))
+    for guide in "├──└│":
+        console_text = console_text.replace(guide, "")
+    assert console_text.isascii()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_statuses_differ_without_colour(which: int) -> None:
+    symbols = [look[which] for look in LOOKS.values()]
+    assert len(set(symbols)) == len(list(S))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0.00s"),
+        (0.004, "0.00s"),
+        (9.99, "9.99s"),
+        (9.996, "10.0s"),
+        (59.94, "59.9s"),
+        (59.96, "1m 00s"),
+        (3599.6, "1h 00m"),
+        (7505, "2h 05m"),
+        (90000, "1d 01h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_title_cannot_break_its_line() -> None:
+    assert "\n" not in title(stage("a\nb\x1b[31m"))
+    assert "\x1b" not in title(stage("a\nb\x1b[31m"))
+
+
+@given(st.data())
+def test_every_stage_stands_once_below_what_it_requires(data: st.DataObject) -> None:
+    """Whatever the graph: the tree holds each stage once, and after everything it requires."""
+    size = data.draw(st.integers(1, 12))
+    stages = [
+        stage(f"s{i}", requires=data.draw(st.sets(st.sampled_from([f"s{j}" for j in range(i)]))) if i else ())
+        for i in range(size)
+    ]
+    made = workflow(*data.draw(st.permutations(stages)))
+    order = [line.stage.ref_id for top in arrange(made) for line in top.walk()]
+    assert sorted(order) == sorted(s.ref_id for s in stages)
+    for line in (line for top in arrange(made) for line in top.walk()):
+        assert set(order[: order.index(line.stage.ref_id)]) >= line.stage.requisite_stage_ref_ids
+        under = {
+            other.stage.ref_id
+            for top in arrange(made)
+            for other in top.walk()
+            if line.stage.ref_id in {below.stage.ref_id for below in other.branches}
+        }
+        assert set(line.after) == line.stage.requisite_stage_ref_ids or (
+            not line.after and line.stage.requisite_stage_ref_ids == under
+        )

@@ -6,7 +6,7 @@ handled is dropped by its handler.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.delivery.dispatch import Dispatcher
 from stabilize_celery.errors import InvalidWorkflowError, StageNotFoundError, WorkflowStateError
@@ -31,8 +31,12 @@ from stabilize_celery.suggestions import did_you_mean
 class Control:
     """The controls of :class:`stabilize_celery.engine.Stabilize`."""
 
-    store: WorkflowStore
-    dispatcher: Dispatcher
+    if TYPE_CHECKING:
+
+        @property
+        def store(self) -> WorkflowStore: ...
+        @property
+        def dispatcher(self) -> Dispatcher: ...
 
     def cancel(self, workflow_id: str, *, user: str = "", reason: str = "", force: bool = False) -> None:
         """Cancel everything that has not ended.
@@ -149,7 +153,11 @@ class Control:
         workflow, stage = self._active_stage(workflow_id, ref_id, "signal")
         self._send(
             SignalStage(
-                **_ids(stage), signal_name=name, signal_data=dict(data or {}), persistent=persistent, user=user
+                **_ids(stage),
+                signal_name=name,
+                signal_data=dict(data or {}),
+                persistent=persistent,
+                user=user,
             ),
             workflow,
         )

@@ -37,6 +37,7 @@ from stabilize_celery.tasks.registry import TaskRegistry, TaskSource
 if TYPE_CHECKING:
     from celery import Celery
 
+
 def _end_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -192,7 +193,7 @@ class Stabilize(Control):
         """Register a function or a Task subclass as a task type; a decorator."""
 
         def register(source: T) -> T:
-            self.registry.register(name or getattr(source, "__name__", ""), source, aliases)
+            self.registry.register(name or str(getattr(source, "__name__", "")), source, aliases)
             return source
 
         return register
@@ -284,7 +285,8 @@ class Stabilize(Control):
         self.processor.drain(timeout, until=finished)
         if timeout is not None and not run.ready() and self.store.count_messages():
             raise WorkflowTimeoutError(
-                f"workflow {workflow.name} ({run.id}) is {run.status} after {timeout:g} s", execution_id=run.id
+                f"workflow {workflow.name} ({run.id}) is {run.status} after {timeout:g} s",
+                execution_id=run.id,
             )
         return run
 

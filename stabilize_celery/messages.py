@@ -48,17 +48,23 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowLevel(Message):
+    """A message about a workflow."""
+
     workflow_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageLevel(WorkflowLevel):
+    """A message about a stage of a workflow."""
+
     stage_id: str
     generation: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskLevel(StageLevel):
+    """A message about a task of a stage."""
+
     task_id: str
 
 
@@ -309,7 +315,9 @@ def decode(type_name: str, envelope: dict[str, Any], payload: dict[str, Any], ve
     """
     cls = MESSAGE_TYPES.get(type_name)
     if cls is None:
-        raise UnknownMessageError(f"message type {type_name!r} is unknown to this worker; a newer one may know it")
+        raise UnknownMessageError(
+            f"message type {type_name!r} is unknown to this worker; a newer one may know it"
+        )
     if version > cls.version:
         raise UnknownMessageError(
             f"message {type_name} has version {version}, this worker knows {cls.version}; upgrade the worker"

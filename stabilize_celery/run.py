@@ -91,7 +91,9 @@ class WorkflowRun:
             )
         if status is S.TERMINAL:
             errors = stage_errors(workflow)
-            told = "; ".join(f"{ref}: {error}" for ref, error in errors.items()) or "no stage reported an error"
+            told = (
+                "; ".join(f"{ref}: {error}" for ref, error in errors.items()) or "no stage reported an error"
+            )
             raise WorkflowFailedError(
                 f"workflow {workflow.name} ({self.id}) failed: {told}", errors=errors, execution_id=self.id
             )

@@ -22,7 +22,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    database_url: str | None = Field(None, description="SQLAlchemy URL of the database that holds the workflows.")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the database that holds the workflows."
+    )
     database_pool_size: int = Field(5, ge=1, description="Connections kept open per process.")
     database_prepare: bool = Field(True, description="Prepare statements; off behind PgBouncer before 1.21.")
 
@@ -37,25 +39,43 @@ class Settings(BaseModel):
     imports: tuple[str, ...] = Field((), description="Modules that register task types and builders.")
 
     lease: float = Field(30.0, gt=0, description="How long a worker owns a task without a sign of life.")
-    heartbeat: float = Field(3.0, gt=0, description="How often a worker renews its leases and hears of cancellations.")
+    heartbeat: float = Field(
+        3.0, gt=0, description="How often a worker renews its leases and hears of cancellations."
+    )
     task_time_limit: float = Field(14400.0, gt=0, description="How long one call of a task may take.")
     task_kill_grace: float = Field(
-        5.0, ge=0, description="How long a task that timed out or is canceled by force may still run before its pool process is ended."
+        5.0,
+        ge=0,
+        description="How long a task that timed out or is canceled by force may still run before its pool process is ended.",
     )
-    max_attempts: int = Field(10, ge=1, description="How often a task is executed before a transient error is final.")
+    max_attempts: int = Field(
+        10, ge=1, description="How often a task is executed before a transient error is final."
+    )
     retry_delay: float = Field(1.0, gt=0, description="Delay before the first retry; doubles with each.")
     retry_delay_max: float = Field(60.0, gt=0, description="Longest delay between retries.")
-    poll_delay: float = Field(1.0, gt=0, description="Delay between calls of a task that says it is still running.")
-    max_output_bytes: int = Field(1024 * 1024, ge=1, description="Largest outputs or context of a stage, as JSON.")
+    poll_delay: float = Field(
+        1.0, gt=0, description="Delay between calls of a task that says it is still running."
+    )
+    max_output_bytes: int = Field(
+        1024 * 1024, ge=1, description="Largest outputs or context of a stage, as JSON."
+    )
     hook_time_limit: float = Field(60.0, gt=0, description="How long on_cancel or on_cleanup may take.")
     allow_private_urls: bool = Field(False, description="Let HTTP tasks reach private addresses.")
 
-    relay_interval: float = Field(1.0, gt=0, description="Longest sleep of the relay between looks at the table.")
+    relay_interval: float = Field(
+        1.0, gt=0, description="Longest sleep of the relay between looks at the table."
+    )
     relay_batch: int = Field(100, ge=1, description="Most messages the relay sends at once.")
-    resend_delay: float = Field(10.0, gt=0, description="When a message that was sent but not handled is sent again.")
+    resend_delay: float = Field(
+        10.0, gt=0, description="When a message that was sent but not handled is sent again."
+    )
     resend_delay_max: float = Field(300.0, gt=0, description="Longest time between sending a message again.")
-    control_retry_delay: float = Field(1.0, gt=0, description="Delay before a control message that failed is repeated.")
-    control_max_attempts: int = Field(10, ge=1, description="Failures after which a control message is a dead letter.")
+    control_retry_delay: float = Field(
+        1.0, gt=0, description="Delay before a control message that failed is repeated."
+    )
+    control_max_attempts: int = Field(
+        10, ge=1, description="Failures after which a control message is a dead letter."
+    )
 
     @classmethod
     def load(cls, values: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
@@ -71,7 +91,9 @@ class Settings(BaseModel):
                 chosen[name] = values[key]
             elif (key := PREFIX.upper() + name.upper()) in environ:
                 chosen[name] = environ[key]
-        unknown = sorted(k for k in values if k.startswith(PREFIX) and k[len(PREFIX) :] not in cls.model_fields)
+        unknown = sorted(
+            k for k in values if k.startswith(PREFIX) and k[len(PREFIX) :] not in cls.model_fields
+        )
         if unknown:
             raise ConfigurationError(f"there is no setting {', '.join(unknown)}")
         return cls.of(**chosen)

@@ -37,8 +37,8 @@ def merge_sources(maps: Iterable[Mapping[str, list[Any]]]) -> Sources:
 
 def exported_sources(stage: StageExecution) -> Sources:
     """What stages after this one see through it: what it saw, and its own outputs."""
-    entry = [stage.id, *stage.rank]
-    return merge_sources([stage.sources, dict.fromkeys(stage.outputs, entry)])
+    own: Sources = {key: [stage.id, *stage.rank] for key in stage.outputs}
+    return merge_sources([stage.sources, own])
 
 
 def producers(sources: Mapping[str, list[Any]]) -> set[str]:

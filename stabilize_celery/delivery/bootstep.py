@@ -14,10 +14,10 @@ from stabilize_celery.errors import StabilizeError
 logger = logging.getLogger(__name__)
 
 
-class RelayStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class RelayStep(bootsteps.StartStopStep):
     """Starts after the pool, so that no child inherits the relay's connections."""
 
-    requires = {"celery.worker.components:Pool"}  # noqa: RUF012 - read by Celery as it is
+    requires = {"celery.worker.components:Pool"}
 
     def __init__(self, worker: Any, stabilize_relay: bool = True, **kwargs: Any) -> None:
         self._wanted = stabilize_relay

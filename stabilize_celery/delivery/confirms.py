@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from celery import Celery
-from kombu import Connection
+from kombu.connection import Connection
 from kombu.serialization import dumps
 
 from stabilize_celery.delivery.publisher import task_message

@@ -164,7 +164,9 @@ class Dispatcher:
             if failures is None:
                 return
             if failures < settings.control_max_attempts:
-                logger.warning("message %s failed %d times, tried again", message_id, failures, exc_info=error)
+                logger.warning(
+                    "message %s failed %d times, tried again", message_id, failures, exc_info=error
+                )
                 self.publisher.wake(self.store.now())
                 return
         logger.error("message %s is a dead letter", message_id, exc_info=error)

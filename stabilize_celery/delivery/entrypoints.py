@@ -54,7 +54,7 @@ def _acknowledgement(message_type: type[Message]) -> dict[str, Any]:
 
 
 def _entrypoint(engine: Stabilize, name: str) -> Any:
-    def entrypoint(message_id: str) -> None:
+    def entrypoint(message_id: Any) -> None:
         if not isinstance(message_id, str) or len(message_id) > 64:
             logger.warning("a %s message without a proper id was dropped: %.100r", name, message_id)
             return

@@ -16,7 +16,8 @@ from datetime import datetime
 from typing import Any
 
 from celery import Celery
-from kombu import Connection, Producer
+from kombu.connection import Connection
+from kombu.messaging import Producer
 
 from stabilize_celery.persistence.outbox import Outgoing
 
@@ -71,7 +72,9 @@ class CeleryPublisher:
                 # Whatever went wrong, the state of the channel is unknown now.
                 self._drop()
                 logger.warning(
-                    "%d messages could not be published (%s); the relay sends them later", len(outgoing), error
+                    "%d messages could not be published (%s); the relay sends them later",
+                    len(outgoing),
+                    error,
                 )
 
     def wake(self, due: datetime) -> None:
@@ -116,7 +119,9 @@ class CeleryPublisher:
 
         Writing to a connection that the other side has closed succeeds once, and the message is gone.
         """
-        sock = getattr(getattr(self._connection and self._connection.connection, "transport", None), "sock", None)
+        sock = getattr(
+            getattr(self._connection and self._connection.connection, "transport", None), "sock", None
+        )
         if sock is None:
             return False
         with suppress(OSError, ValueError):

@@ -15,7 +15,7 @@ from typing import Any
 
 from amqp.exceptions import NotFound
 from celery import Celery
-from kombu import Connection
+from kombu.connection import Connection
 
 from stabilize_celery.delivery.confirms import ConfirmWindow
 from stabilize_celery.delivery.publisher import CeleryPublisher
@@ -100,7 +100,9 @@ class Relay:
         chosen = self._without_backlog(rows)
         failed = self._send([outgoing(row) for row in chosen])
         if failed:
-            logger.error("%d messages were refused or have no queue: %s", len(failed), self._queues(rows, failed))
+            logger.error(
+                "%d messages were refused or have no queue: %s", len(failed), self._queues(rows, failed)
+            )
             self._store.send_soon(list(failed), self._settings.relay_interval)
         self.sent += len(chosen) - len(failed)
         self.resent += sum(row["sends"] > 0 for row in chosen)

@@ -58,7 +58,9 @@ def children_of(unit: Unit, stage: StageExecution) -> list[Child]:
     if not any(stage.planned.values()):
         return []
     return [
-        Child(child.phase or Phase.AFTER, child.status, stranded=child.blocked and child.status is S.NOT_STARTED)
+        Child(
+            child.phase or Phase.AFTER, child.status, stranded=child.blocked and child.status is S.NOT_STARTED
+        )
         for child in unit.children(stage)
     ]
 

@@ -23,16 +23,24 @@ class _InvalidHandler(Handler[Message]):
 
 
 class InvalidWorkflowIdHandler(_InvalidHandler):
+    """A workflow that does not exist."""
+
     message_type = InvalidWorkflowId
 
 
 class InvalidStageIdHandler(_InvalidHandler):
+    """A stage that does not exist."""
+
     message_type = InvalidStageId
 
 
 class InvalidTaskIdHandler(_InvalidHandler):
+    """A task that does not exist."""
+
     message_type = InvalidTaskId
 
 
 class InvalidTaskTypeHandler(_InvalidHandler):
+    """A task type nobody registered."""
+
     message_type = InvalidTaskType

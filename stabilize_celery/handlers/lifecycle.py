@@ -86,7 +86,12 @@ def finish_task(
 
 
 def wake(
-    unit: Unit, stage: StageExecution, task: TaskExecution, reason: str, actor: str | None = None, **values: Any
+    unit: Unit,
+    stage: StageExecution,
+    task: TaskExecution,
+    reason: str,
+    actor: str | None = None,
+    **values: Any,
 ) -> None:
     """A suspended or paused task and its stage are running again."""
     if stage.status is not S.RUNNING:
@@ -94,7 +99,9 @@ def wake(
     transition(unit, stage, S.RUNNING, reason, task=task, actor=actor, **values)
 
 
-def update_context(unit: Unit, stage: StageExecution, changes: dict[str, Any], drop: tuple[str, ...] = ()) -> None:
+def update_context(
+    unit: Unit, stage: StageExecution, changes: dict[str, Any], drop: tuple[str, ...] = ()
+) -> None:
     """Merge into the stage's own context, and take keys out of it."""
     if changes or any(key in stage.context for key in drop):
         kept = {key: value for key, value in stage.context.items() if key not in drop}
@@ -112,7 +119,9 @@ def send_hooks(unit: Unit, stage: StageExecution, hook: str, tasks: list[TaskExe
             unit.send(RunHook(**stage_ids(stage), task_id=task.id, task_type=name, hook=hook))
 
 
-def cancel_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | None = None, force: bool = False) -> None:
+def cancel_stage(
+    unit: Unit, stage: StageExecution, reason: str, actor: str | None = None, force: bool = False
+) -> None:
     """A stage that has not ended is canceled, and whoever works for it is told.  Its synthetic stages are not."""
     active = [task for task in stage.tasks if task.status in (S.RUNNING, S.SUSPENDED, S.PAUSED)]
     unit.stop_running(stage, force=force)
@@ -157,7 +166,9 @@ def reset_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | Non
     )
 
 
-def end_workflow(unit: Unit, workflow: Workflow, status: S, reason: str = "", actor: str | None = None) -> None:
+def end_workflow(
+    unit: Unit, workflow: Workflow, status: S, reason: str = "", actor: str | None = None
+) -> None:
     """A workflow ends, and gives its slot back."""
     transition(unit, workflow, status, reason, actor=actor, end_time=unit.now)
     give_back_slot(unit, workflow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from stabilize_celery.context.sources import child_rank
 from stabilize_celery.context.view import apply_view
@@ -61,7 +62,7 @@ def begin_phase(unit: Unit, stage: StageExecution, phase: Phase) -> bool:
         child.execution = stage.execution
         if phase is not Phase.BEFORE:
             # What comes after the tasks sees their outputs.
-            child.sources = dict.fromkeys(stage.outputs, [stage.id, *stage.rank])
+            child.sources = {key: [stage.id, *stage.rank] for key in stage.outputs}
     unit.insert_children(stage, children)
     unit.change(stage, planned={**stage.planned, phase.value: len(children)}, open_children=len(children))
     for child in children:
@@ -75,7 +76,7 @@ def planning_failed(unit: Unit, stage: StageExecution, phase: Phase, error: Plan
     cause = error.__cause__ or error
     logger.warning("planning %s stages of %s failed: %s", phase.value, stage.ref_id, cause)
     flag = "beforeStagePlanningFailed" if phase is Phase.BEFORE else "afterStagePlanningFailed"
-    changes = {flag: True}
+    changes: dict[str, Any] = {flag: True}
     if phase is not Phase.ON_FAILURE:
         changes |= {"exception": describe_error(cause, transient=False), "error": str(cause)}
     update_context(unit, stage, changes)

@@ -34,9 +34,7 @@ class ResumeWorkflowHandler(Handler[ResumeWorkflow]):
         self._end_pause(unit, workflow)
         if workflow.start_time is None:
             transition(unit, workflow, S.NOT_STARTED, "resumed", actor=actor)
-            unit.send(
-                StartWorkflow(workflow_id=workflow.id, pipeline_config_id=workflow.pipeline_config_id)
-            )
+            unit.send(StartWorkflow(workflow_id=workflow.id, pipeline_config_id=workflow.pipeline_config_id))
         elif message.admitted or slots is None or admit(unit, workflow, slots):
             transition(unit, workflow, S.RUNNING, "resumed", actor=actor)
             wake_paused(unit, workflow, actor)

@@ -86,7 +86,9 @@ class RunTaskHandler(Handler[RunTask]):
     ) -> None:
         failed_as = status if status in _FAILURES else None
         if failed_as is not None:
-            task.task_exception_details = outcome.error or {"details": {"error": stage.context.get("error", "")}}
+            task.task_exception_details = outcome.error or {
+                "details": {"error": stage.context.get("error", "")}
+            }
             if not outcome.unmapped:
                 status = stage.failure_status(default=status)
         unit.send(
@@ -95,9 +97,7 @@ class RunTaskHandler(Handler[RunTask]):
             )
         )
 
-    def _redirect(
-        self, result: TaskResult, unit: Unit, stage: StageExecution, task: TaskExecution
-    ) -> None:
+    def _redirect(self, result: TaskResult, unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
         unit.send(
             JumpToStage(
                 **stage_ids(stage),

@@ -20,9 +20,7 @@ class SignalStageHandler(Handler[SignalStage]):
             return
         suspended = next((task for task in stage.tasks if task.status is S.SUSPENDED), None)
         if stage.status is S.SUSPENDED and suspended is not None:
-            resume_with_signal(
-                unit, stage, suspended, message.signal_name, message.signal_data, message.user
-            )
+            resume_with_signal(unit, stage, suspended, message.signal_name, message.signal_data, message.user)
             return
         ended = stage.status.is_complete or stage.execution.status.is_complete
         if message.persistent and not ended:

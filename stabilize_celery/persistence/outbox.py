@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from stabilize_celery.messages import Message, RunHook, RunTask, StageLevel, TaskLevel, WorkflowLevel, decode, payload_of
+from stabilize_celery.messages import (
+    Message,
+    RunHook,
+    RunTask,
+    StageLevel,
+    TaskLevel,
+    WorkflowLevel,
+    decode,
+    payload_of,
+)
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.settings import Settings
 

@@ -13,7 +13,6 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Delete,
     Select,
     Update,
     and_,
@@ -26,6 +25,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from stabilize_celery.persistence.tables import edges, messages, slots, stages, workflows
 
@@ -50,7 +50,7 @@ class Queries:
         self.gate_shared = select(func.pg_advisory_xact_lock_shared(gate_key(bindparam("workflow_id"))))
         self.gate_exclusive = select(func.pg_advisory_xact_lock(gate_key(bindparam("workflow_id"))))
 
-    def _take(self) -> Delete:
+    def _take(self) -> ReturningDelete[Any]:
         """Take a due message that nobody holds: enter its workflow's gate, delete the row, return it.
 
         The gate is part of the condition, so that it is entered before the row is locked and in the same round trip.
@@ -72,7 +72,7 @@ class Queries:
         )
         return [entered.is_not(None)]
 
-    def _settle(self) -> Delete:
+    def _settle(self) -> ReturningDelete[Any]:
         """Take the row of a task whose lease this worker holds: the fencing token must still match."""
         return (
             delete(messages)
@@ -85,7 +85,7 @@ class Queries:
             .returning(*messages.c)
         )
 
-    def _claim(self) -> Update:
+    def _claim(self) -> ReturningUpdate[Any]:
         """Claim a task: count the claim, start the lease, return the row.
 
         The commit does not wait for the disk: a claim lost in a crash of the database is a task run once more.
@@ -252,7 +252,11 @@ lock_waiting = (
 @lru_cache(maxsize=256)
 def update_stage(columns: frozenset[str]) -> Update:
     """Write some columns of stages, many rows in one round trip."""
-    return update(stages).where(stages.c.id == bindparam("_id")).values({c: bindparam(c) for c in sorted(columns)})
+    return (
+        update(stages)
+        .where(stages.c.id == bindparam("_id"))
+        .values({c: bindparam(c) for c in sorted(columns)})
+    )
 
 
 @lru_cache(maxsize=64)

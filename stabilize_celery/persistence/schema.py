@@ -26,7 +26,9 @@ def create_all(database: Database) -> None:
         version = read_version(connection)
         if version is None:
             metadata.create_all(connection)
-            connection.execute(text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+            connection.execute(
+                text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+            )
             connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:version)"), {"version": CURRENT})
         else:
             _compare(database, version)

@@ -21,7 +21,15 @@ from stabilize_celery.persistence import queries, rows, schema
 from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.database import Database
 from stabilize_celery.persistence.outbox import message_of
-from stabilize_celery.persistence.tables import dead_letters, edges, history, messages, slots, stages, workflows
+from stabilize_celery.persistence.tables import (
+    dead_letters,
+    edges,
+    history,
+    messages,
+    slots,
+    stages,
+    workflows,
+)
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.persistence.views import read_inherited
 from stabilize_celery.tasks.outcome import Attempt
@@ -44,9 +52,7 @@ class WorkflowStore:
         pool_size: int = 5,
         prepare_statements: bool = True,
     ) -> None:
-        self.database = Database(
-            url, clock=clock, pool_size=pool_size, prepare_statements=prepare_statements
-        )
+        self.database = Database(url, clock=clock, pool_size=pool_size, prepare_statements=prepare_statements)
         self.queries = queries.Queries(self.database.is_postgresql)
         self.url = url
         if create_tables:
@@ -126,10 +132,10 @@ class WorkflowStore:
                 )
             stage_rows = connection.execute(queries.read_all_stages, parameters).all()
             edge_rows = connection.execute(queries.read_edges, parameters).all()
-        workflow = rows.workflow_from_row(found._mapping)
+        workflow = rows.workflow_from_row(dict(found._mapping))
         by_id: dict[str, StageExecution] = {}
         for row in stage_rows:
-            stage = rows.stage_from_row(row._mapping)
+            stage = rows.stage_from_row(dict(row._mapping))
             stage.execution = workflow
             by_id[stage.id] = stage
         workflow.stages = list(by_id.values())
@@ -150,7 +156,7 @@ class WorkflowStore:
             raise WorkflowNotFoundError(
                 f"there is no workflow {workflow_id} in {self.database.name}", execution_id=workflow_id
             )
-        return rows.workflow_from_row(found._mapping)
+        return rows.workflow_from_row(dict(found._mapping))
 
     def find(
         self,
@@ -177,7 +183,7 @@ class WorkflowStore:
         if before is not None:
             statement = statement.where(workflows.c.id < before)
         with self.database.autocommit() as connection:
-            return [rows.workflow_from_row(row._mapping) for row in connection.execute(statement)]
+            return [rows.workflow_from_row(dict(row._mapping)) for row in connection.execute(statement)]
 
     def list_workflows(self, application: str, limit: int = 100) -> list[Workflow]:
         """The newest workflows of an application, without their stages."""
@@ -186,9 +192,10 @@ class WorkflowStore:
     def exists(self, workflow_id: str) -> bool:
         """Whether there is a workflow of that id."""
         with self.database.autocommit() as connection:
-            return connection.execute(
-                select(workflows.c.id).where(workflows.c.id == workflow_id)
-            ).first() is not None
+            return (
+                connection.execute(select(workflows.c.id).where(workflows.c.id == workflow_id)).first()
+                is not None
+            )
 
     def delete(self, workflow_id: str) -> None:
         """Remove a workflow and everything about it."""
@@ -290,7 +297,9 @@ class WorkflowStore:
         row = connection.execute(queries.read_stage_whole, {"stage_id": stage_id}).one_or_none()
         if row is None:
             return None, None
-        return rows.stage_from_row(row._mapping), rows.workflow_from_row(queries.whole_header_of(row._mapping))
+        return rows.stage_from_row(dict(row._mapping)), rows.workflow_from_row(
+            queries.whole_header_of(row._mapping)
+        )
 
     def heartbeat(self, leases: Mapping[str, int], lease: float) -> dict[str, str | None]:
         """Renew leases, given as message id -> fencing token.

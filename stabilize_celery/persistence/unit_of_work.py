@@ -28,7 +28,6 @@ from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
 from stabilize_celery.tasks.outcome import Attempt
 from stabilize_celery.tasks.registry import TaskRegistry
 
-
 #: Messages that make no sense any more once their stage has ended or begun anew.
 _TASK_MESSAGES = ("RunTask", "ExpireSuspension")
 
@@ -110,7 +109,7 @@ class UnitOfWork:
             if row is None:
                 return None
             self._locked_workflows.add(workflow_id)
-            self._adopt_workflow(rows.workflow_from_row(row._mapping))
+            self._adopt_workflow(rows.workflow_from_row(dict(row._mapping)))
         return self._workflows[workflow_id]
 
     def _adopt_workflow(self, fresh: Workflow) -> Workflow:
@@ -206,7 +205,7 @@ class UnitOfWork:
             return
         self._with_context.add(workflow.id)
         row = self.connection.execute(queries.read_workflow, {"workflow_id": workflow.id}).one()
-        full = rows.workflow_from_row(row._mapping)
+        full = rows.workflow_from_row(dict(row._mapping))
         workflow.context, workflow.trigger = full.context, full.trigger
 
     def stage_names(self, stage: StageExecution) -> dict[str, Any]:
@@ -406,9 +405,7 @@ class UnitOfWork:
             .where(ours, messages.c.type == "RunTask", leased)
             .values(cancel="kill" if force else "ask")
         )
-        self.connection.execute(
-            delete(messages).where(ours, messages.c.type.in_(_TASK_MESSAGES), ~leased)
-        )
+        self.connection.execute(delete(messages).where(ours, messages.c.type.in_(_TASK_MESSAGES), ~leased))
 
     # ------------------------------------------------------------------ signals and slots
 
@@ -429,7 +426,10 @@ class UnitOfWork:
     def next_signal(self, stage: StageExecution) -> tuple[str, dict[str, Any], str] | None:
         signals = tables.signals
         oldest = (
-            select(signals).where(signals.c.stage_id == stage.id).order_by(signals.c.at, signals.c.id).limit(1)
+            select(signals)
+            .where(signals.c.stage_id == stage.id)
+            .order_by(signals.c.at, signals.c.id)
+            .limit(1)
         )
         row = self.connection.execute(oldest).one_or_none()
         if row is None:
@@ -447,7 +447,7 @@ class UnitOfWork:
         self.flush()
         found = self.connection.execute(queries.lock_waiting, {"config_id": config_id, "most": most}).all()
         self._locked_workflows.update(row.id for row in found)
-        return [self._adopt_workflow(rows.workflow_from_row(row._mapping)) for row in found]
+        return [self._adopt_workflow(rows.workflow_from_row(dict(row._mapping))) for row in found]
 
     def hold_slot(self, workflow: Workflow, held: bool) -> None:
         self._slot_changes[workflow.id] = held
@@ -481,7 +481,10 @@ class UnitOfWork:
         if self._stage_changes:
             columns = frozenset().union(*self._stage_changes.values())
             values = [
-                {"_id": stage_id, **{name: rows.stage_column(self._stages[stage_id], name) for name in columns}}
+                {
+                    "_id": stage_id,
+                    **{name: rows.stage_column(self._stages[stage_id], name) for name in columns},
+                }
                 for stage_id in self._stage_changes
             ]
             self.connection.execute(queries.update_stage(columns), values if len(values) > 1 else values[0])
@@ -503,4 +506,3 @@ class UnitOfWork:
             self.connection.execute(statement, {"_id": workflow_id, **values})
         self._workflow_changes = {}
         self._slot_changes = {}
-

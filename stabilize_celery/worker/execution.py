@@ -10,8 +10,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from stabilize_celery.errors import InvalidOutputError, TaskNotFoundError, describe_error, is_transient
-from stabilize_celery.errors import TransientError
+from stabilize_celery.errors import (
+    InvalidOutputError,
+    TaskNotFoundError,
+    TransientError,
+    describe_error,
+    is_transient,
+)
 from stabilize_celery.jsonable import dumps_json
 from stabilize_celery.messages import RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
@@ -76,20 +81,26 @@ class TaskWorker:
             limits.append(left)
         return min(limits)
 
-    def backoff(self, task: Task | None, stage: StageExecution, running_for: timedelta, attempt: int) -> float:
+    def backoff(
+        self, task: Task | None, stage: StageExecution, running_for: timedelta, attempt: int
+    ) -> float:
         """Seconds until the next attempt: 1, 2, 4 ... with jitter, or what a polling task wants."""
         if isinstance(task, RetryableTask):
             return max(0.0, task.get_backoff_period(stage, running_for).total_seconds())
         shortest, longest = self._settings.retry_delay, self._settings.retry_delay_max
         delay = min(longest, shortest * 2 ** min(attempt - 1, 30)) * random.uniform(0.75, 1.25)
-        return max(shortest, min(longest, delay))
+        return float(max(shortest, min(longest, delay)))
 
 
 class _Attempt:
     """One claimed message; the deadline and the task's own return race to settle it, and one of them does."""
 
     def __init__(
-        self, worker: TaskWorker, row: dict[str, Any], message: RunTask | RunHook, stage: StageExecution | None
+        self,
+        worker: TaskWorker,
+        row: dict[str, Any],
+        message: RunTask | RunHook,
+        stage: StageExecution | None,
     ) -> None:
         self._worker = worker
         self._settings = worker._settings
@@ -156,7 +167,9 @@ class _Attempt:
                 return self._timed_out(implementation, stage, task, f"exceeded total timeout ({total})")
         return None
 
-    def _timed_out(self, implementation: Task, stage: StageExecution, task: TaskExecution, what: str) -> Outcome:
+    def _timed_out(
+        self, implementation: Task, stage: StageExecution, task: TaskExecution, what: str
+    ) -> Outcome:
         replacement = None
         try:
             replacement = implementation.on_timeout(stage)

@@ -21,7 +21,11 @@ def judge(
     task = None if stage is None else stage.task_by_id(message.task_id)
     if stage is None or task is None or stage.execution.id != message.workflow_id:
         return Outcome(Verdict.DROP, reason="there is no such task")
-    if stage.generation != message.generation or task.status is not S.RUNNING or stage.status is not S.RUNNING:
+    if (
+        stage.generation != message.generation
+        or task.status is not S.RUNNING
+        or stage.status is not S.RUNNING
+    ):
         return Outcome(Verdict.DROP, reason="stale")
     workflow = stage.execution
     if workflow.status.is_complete:
@@ -64,7 +68,11 @@ def timed_out(task: TaskExecution, what: str, replacement: TaskResult | None) ->
 def stage_time_left(stage: StageExecution, now: datetime) -> timedelta | None:
     """What is left of ``stageTimeoutMs``; ``None`` without one."""
     milliseconds = stage.own_context.get("stageTimeoutMs")
-    if not isinstance(milliseconds, (int, float)) or isinstance(milliseconds, bool) or stage.start_time is None:
+    if (
+        not isinstance(milliseconds, (int, float))
+        or isinstance(milliseconds, bool)
+        or stage.start_time is None
+    ):
         return None
     paused = sum(task.paused_seconds for task in stage.tasks)
     return timedelta(milliseconds=milliseconds) - (now - stage.start_time) + timedelta(seconds=paused)

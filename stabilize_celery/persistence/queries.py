@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
+from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence.tables import edges, messages, slots, stages, workflows
 
 #: What handlers need of a workflow besides a stage of it; its context and trigger are read only when asked for.
@@ -242,7 +243,10 @@ count_slots = select(func.count()).where(
 #: Executions of a configuration that wait for a slot, oldest first.
 lock_waiting = (
     select(*workflows.c)
-    .where(workflows.c.pipeline_config_id == bindparam("config_id"), workflows.c.status == "BUFFERED")
+    .where(
+        workflows.c.pipeline_config_id == bindparam("config_id"),
+        workflows.c.status == WorkflowStatus.BUFFERED,
+    )
     .order_by(workflows.c.id)
     .limit(bindparam("most"))
     .with_for_update(of=workflows)

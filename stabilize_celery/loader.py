@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -17,9 +18,19 @@ from stabilize_celery.files.schema import read_form
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.suggestions import did_you_mean
 
-__all__ = ["load_workflow", "workflow_to_dict"]
+__all__ = ["WorkflowFile", "load_workflow", "read_workflow_file", "workflow_to_dict"]
 
 _READERS = {".yaml": read_yaml, ".yml": read_yaml, ".json": read_json}
+
+
+@dataclass(frozen=True)
+class WorkflowFile:
+    """What a file holds."""
+
+    path: Path
+    workflow: Workflow
+    #: A Python file as the module it is, which may define more than the workflow.
+    module: ModuleType | None = None
 
 
 def load_workflow(path: str | Path) -> Workflow:
@@ -34,18 +45,27 @@ def load_workflow(path: str | Path) -> Workflow:
         WorkflowFileError: whatever is wrong with the file; the message begins with ``file:line:column`` as
             far as these are known.
     """
+    return read_workflow_file(path).workflow
+
+
+def read_workflow_file(path: str | Path) -> WorkflowFile:
+    """What :func:`load_workflow` reads, with the module a Python file is.
+
+    Raises:
+        WorkflowFileError: as there.
+    """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".py":
-        return _from_python(path)
+        module = _run(path, read_text(path))
+        return WorkflowFile(path, _from_module(path, module), module)
     if suffix not in _READERS:
         raise file_error(path, "a workflow file ends in .py, .yaml, .yml or .json")
     document = _READERS[suffix](path)
-    return to_workflow(document, read_form(document))
+    return WorkflowFile(path, to_workflow(document, read_form(document)))
 
 
-def _from_python(path: Path) -> Workflow:
-    module = _run(path, read_text(path))
+def _from_module(path: Path, module: ModuleType) -> Workflow:
     found = getattr(module, "workflow", None)
     if found is None:
         others = [name for name, value in vars(module).items() if isinstance(value, Workflow)]

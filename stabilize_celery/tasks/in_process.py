@@ -105,44 +105,44 @@ def run_in_process(job: dict[str, Any], options: PythonOptions, masker: Masker) 
     # A copy, as a process would have: a script that changes INPUT changes nothing else.
     names = {"__name__": "__main__", "INPUT": json.loads(json.dumps(job["input"])), "RESULT": None}
     names["print"] = printed.print
-    exit_code, stderr, error, interrupted = 0, "", None, False
+    exit_code, stderr, ended = 0, "", "exit"
     try:
         with _stopped_after(options.timeout):
             _run(job, names)
         result = json.loads(json.dumps(names["RESULT"], allow_nan=False))
     except _TimedOut:
-        exit_code, error = -1, f"Python script timed out after {seconds(options.timeout)}s"
+        exit_code, ended = -1, "timeout"
     except _Interrupted:
-        interrupted, exit_code = True, -1
-    except (Exception, KeyboardInterrupt) as raised:
+        exit_code, ended = -1, "interrupt"
+    except Exception as raised:
         exit_code, stderr = 1, masker.text(_traceback(raised, job))
-        error = exit_error(1, stderr)
     except SystemExit as stop:
         exit_code = stop.code if isinstance(stop.code, int) else 1
         stderr = "" if isinstance(stop.code, int) else masker.text(f"{stop.code}\n")
-        error = exit_error(exit_code, stderr)
-    data = {
+    data: dict[str, Any] = {
         "stdout": printed.text(masker).strip(),
-        "stderr": stderr,
+        "stderr": stderr[: options.max_output_size],
         "exit_code": exit_code,
-        "truncated": printed.truncated,
+        "truncated": printed.truncated or len(stderr) > options.max_output_size,
     }
-    if interrupted:
+    if ended == "interrupt":
         return TaskResult.terminal("Python script was interrupted", context=data)
-    if error is not None:
-        return options.failure(error, data)
+    if ended == "timeout":
+        return options.failure(f"Python script timed out after {seconds(options.timeout)}s", data)
+    if exit_code != 0:
+        return options.failure(exit_error(exit_code, data["stderr"]), data)
     if result is not None:
         data["result"] = masker.value(result)
     return TaskResult.success(outputs=data)
 
 
 def _run(job: dict[str, Any], names: dict[str, Any]) -> None:
-    if job["module"] is not None:
-        function = attrgetter(job["function"])(import_module(job["module"]))
-        names["RESULT"] = function(names["INPUT"])
-        return
     try:
-        exec(compile(job["source"], job["name"], "exec", 0, dont_inherit=True), names)
+        if job["module"] is not None:
+            function = attrgetter(job["function"])(import_module(job["module"]))
+            names["RESULT"] = function(names["INPUT"])
+        else:
+            exec(compile(job["source"], job["name"], "exec", 0, dont_inherit=True), names)
     except SystemExit as stop:
         if stop.code not in (None, 0):
             raise

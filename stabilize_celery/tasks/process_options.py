@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.tasks.masking import Masker
 from stabilize_celery.tasks.options import DEFAULT_MAX_OUTPUT_BYTES, TaskOptions
-from stabilize_celery.tasks.subprocess_group import GRACE_SECONDS, ProcessResult
+from stabilize_celery.tasks.supervision import GRACE_SECONDS, ProcessResult
 
 #: Seconds a task may take beyond its own ``timeout``, so that its own comes first: it keeps what was printed.
 _MARGIN_SECONDS = 4 * GRACE_SECONDS

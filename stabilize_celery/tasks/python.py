@@ -35,7 +35,8 @@ from stabilize_celery.tasks.process_options import (
     seconds,
 )
 from stabilize_celery.tasks.result import TaskResult
-from stabilize_celery.tasks.subprocess_group import ProcessResult, run_group
+from stabilize_celery.tasks.subprocess_group import run_group
+from stabilize_celery.tasks.supervision import ProcessResult
 
 #: Bytes; a RESULT beyond this belongs into a file or a table, with only its name in RESULT.
 MAX_RESULT_BYTES = 64 * 1024 * 1024

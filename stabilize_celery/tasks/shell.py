@@ -25,8 +25,9 @@ from stabilize_celery.tasks.process_options import (
 )
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.shell_quoting import UnsafePlaceholderError, quote_into
-from stabilize_celery.tasks.subprocess_group import ProcessResult, run_group
+from stabilize_celery.tasks.subprocess_group import run_group
 from stabilize_celery.tasks.substitution import as_text
+from stabilize_celery.tasks.supervision import ProcessResult
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,3 @@
+"""The built-in tasks, with real processes, servers and sockets."""
+
+from __future__ import annotations

@@ -136,10 +136,12 @@ class _Builder:
 
     def _mapping(self, node: yaml.Node) -> dict[str, Any]:
         own: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
+        merged: dict[str, Any] | None = None
         for key_node, value_node in node.value:
             if key_node.tag.endswith(":merge"):
-                merged = {**self._merged(value_node), **merged}
+                if merged is not None:
+                    raise self._error(key_node, "the key '<<' occurs twice; give it a list")
+                merged = self._merged(value_node)
                 continue
             key = self.build(key_node)
             if not isinstance(key, str):
@@ -148,7 +150,7 @@ class _Builder:
             if key in own:
                 raise self._error(key_node, f"the key {key!r} occurs twice")
             own[key] = self.build(value_node)
-        return {**merged, **own}
+        return {**(merged or {}), **own}
 
     def _merged(self, node: yaml.Node) -> dict[str, Any]:
         """What ``<<`` brings along: of several mappings the first that has a key wins (YAML merge type)."""

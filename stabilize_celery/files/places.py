@@ -62,9 +62,9 @@ def compose(path: Path, text: str) -> yaml.Node:
 def compose_json(text: str) -> yaml.Node | None:
     """The nodes of a text that is known to be JSON; ``None`` in the rare case that YAML cannot read it.
 
-    Tabs and escapes that YAML does not share with JSON are replaced by something as long.
+    Tabs and surrogates, which YAML reads otherwise, are replaced by something as long.
     """
-    alike = re.sub(r"\\u[0-9a-fA-F]{4}", r"\\u0020", text.replace("\t", " ")).replace("\\/", "\\\\")
+    alike = re.sub(r"\\u[0-9a-fA-F]{4}", r"\\u0020", text.replace("\t", " "))
     try:
         return compose(Path(), alike)
     except WorkflowFileError:

@@ -83,6 +83,13 @@ def test_a_registered_reducer_is_known_and_used() -> None:
     assert reduce_values("product", [6, 7]) == 2
 
 
+def test_a_registered_reducer_cannot_change_what_it_was_given() -> None:
+    values = [1, 2]
+    register_reducer("greedy", lambda given: given.clear() or "done")
+    assert reduce_values("greedy", values) == "done"
+    assert values == [1, 2]
+
+
 @pytest.mark.parametrize("name", ["", "sum", "append"])
 def test_built_in_names_are_taken(name) -> None:
     with pytest.raises(ValueError, match="empty or built in"):

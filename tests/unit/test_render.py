@@ -25,6 +25,7 @@ def deploy() -> Workflow:
         ("check", SyntheticStageOwner.STAGE_BEFORE, Phase.BEFORE, ()),
         ("lock", SyntheticStageOwner.STAGE_BEFORE, Phase.BEFORE, ("check",)),
         ("notify", SyntheticStageOwner.STAGE_AFTER, Phase.AFTER, ()),
+        ("tidy", SyntheticStageOwner.STAGE_AFTER, Phase.AFTER, ("notify",)),
         ("roll back", SyntheticStageOwner.STAGE_AFTER, Phase.ON_FAILURE, ()),
     ):
         refs = {other.ref_id for other in workflow.stages if other.name in requires}
@@ -44,14 +45,16 @@ flowchart LR
     s2["check<br/>shell"]:::NOT_STARTED
     s3["lock<br/>shell"]:::NOT_STARTED
     s4["notify<br/>shell"]:::NOT_STARTED
-    s5["roll back<br/>shell"]:::NOT_STARTED
+    s5["tidy<br/>shell"]:::NOT_STARTED
+    s6["roll back<br/>shell"]:::NOT_STARTED
   end
   s1["build<br/>shell<br/>SUCCEEDED"]:::SUCCEEDED
   s1 --> s0
   s2 --> s3
   s3 -. before .-> s0
   s0 -. after .-> s4
-  s0 -. on failure .-> s5
+  s4 --> s5
+  s0 -. on failure .-> s6
   classDef NOT_STARTED fill:#f3f4f6,stroke:#9ca3af,color:#111827
   classDef SUCCEEDED fill:#dcfce7,stroke:#16a34a,color:#111827
 """
@@ -71,14 +74,16 @@ digraph "flow" {
     s2 [label="check\\nshell", fillcolor="#f3f4f6", color="#9ca3af"]
     s3 [label="lock\\nshell", fillcolor="#f3f4f6", color="#9ca3af"]
     s4 [label="notify\\nshell", fillcolor="#f3f4f6", color="#9ca3af"]
-    s5 [label="roll back\\nshell", fillcolor="#f3f4f6", color="#9ca3af"]
+    s5 [label="tidy\\nshell", fillcolor="#f3f4f6", color="#9ca3af"]
+    s6 [label="roll back\\nshell", fillcolor="#f3f4f6", color="#9ca3af"]
   }
   s1 [label="build\\nshell\\nSUCCEEDED", fillcolor="#dcfce7", color="#16a34a"]
   s1 -> s0
   s2 -> s3
   s3 -> s0 [style=dashed, label="before"]
   s0 -> s4 [style=dashed, label="after"]
-  s0 -> s5 [style=dashed, label="on failure"]
+  s4 -> s5
+  s0 -> s6 [style=dashed, label="on failure"]
 }
 """
     )

@@ -74,6 +74,10 @@ def test_a_file_of_three_lines(load) -> None:
     assert workflow.pipeline_config_id is None
 
 
+def test_many_values_side_by_side_are_not_deep(load) -> None:
+    assert len(load("stages: [" + "{ref: a%s, type: x}, " * 200 % tuple(range(200)) + "]").stages) == 200
+
+
 def test_one_requirement_needs_no_list(load) -> None:
     workflow = load("stages: [{ref: alpha, type: x}, {ref: b, type: x, requires: alpha}]")
     assert workflow.stages[1].requisite_stage_ref_ids == {"alpha"}

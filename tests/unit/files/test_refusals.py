@@ -69,6 +69,7 @@ def test_a_long_list_of_problems_is_cut(refusal) -> None:
         ("a: !!bool x", "flow.yaml:1:4: not a value of type bool"),
         ("a: &a [*a]", "flow.yaml:1:4: the value contains itself"),
         ("a: {<<: 5}", "flow.yaml:1:9: '<<' takes a mapping"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: *a", "flow.yaml:4:3: the key '<<' occurs twice"),
         ("a: 1\n---\nb: 1", "flow.yaml:2:1: not YAML: expected a single document"),
         ("a: *b", "flow.yaml:1:4: not YAML: found undefined alias"),
         ("a: \0", "flow.yaml: not YAML: "),
@@ -76,7 +77,7 @@ def test_a_long_list_of_problems_is_cut(refusal) -> None:
         ("- " * 100_000, "flow.yaml:1:301: nested deeper than 150 levels"),
         (b"\xff\xfe\x00", "flow.yaml: it is not text in UTF-8 (byte 0)"),
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_yaml_that_is_refused(refusal, text, message) -> None:
     assert refusal(text).startswith(message)
@@ -105,6 +106,7 @@ def test_what_the_workflow_is_refused_for_is_placed_at_its_stage(refusal) -> Non
     ("text", "message"),
     [
         ("", "flow.json:1:1: Expecting value"),
+        ('\t{"stages": 5}', "flow.json:1:13: stages: it should be a valid list"),
         ('{"stages":\n [1,]}', "flow.json:2:5: "),
         ('{"stages": [\n\t{"ref": "a", "tpye": 1}]}', "flow.json:2:2: stages[0].type is missing"),
         ('{"a": 1,\n"b": {"c": 1, "c": 2}}', "flow.json:2:15: the key 'c' occurs twice"),
@@ -112,7 +114,7 @@ def test_what_the_workflow_is_refused_for_is_placed_at_its_stage(refusal) -> Non
         ('{"a": 1' + "0" * 5000 + "}", "flow.json: "),
         ("[" * 100_000, "flow.json: it is nested too deeply"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_json_that_is_refused(refusal, text, message) -> None:
     assert refusal(text, "flow.json").startswith(message)

@@ -283,7 +283,8 @@ class PostgresQueue(MessageQueue):
 
 def _table_like_messages(name: str) -> Table:
     table = messages.to_metadata(MetaData(), name=name)
-    # Index names are unique per database, and the store may live in the same one.
+    # Names of indexes and keys are unique per database, and the store may live in the same one.
+    table.primary_key.name = None
     table.indexes.clear()
     Index(f"ix_{name}_send_at", table.c.send_at)
     return table

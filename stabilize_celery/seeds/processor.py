@@ -171,7 +171,8 @@ class QueueProcessor:
                 self._drain(None)
             except Exception:
                 logger.exception("the processor of %s goes on after an error", self.queue.table_name)
-            self._pushed.wait(_LOOK_EVERY)
+            if not self._stop.is_set():
+                self._pushed.wait(_LOOK_EVERY)
 
     def _drain(self, timeout: float | None) -> int:
         self._move()

@@ -140,7 +140,6 @@ class Dispatcher:
             self._handle_in(unit, unit.message)
             while unit.follow_ons:
                 self._handle_in(unit, unit.follow_ons.popleft())
-            unit.flush()
         return unit
 
     def _handle_in(self, unit: UnitOfWork, message: Message) -> None:

@@ -101,6 +101,24 @@ class Database:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
+    def batch(self, connection: Connection, *, commit: bool = False) -> Iterator[None]:
+        """Send the statements of the block, whose results nobody looks at, in one round trip.
+
+        Args:
+            connection: in a transaction.
+            commit: let the commit travel with them.
+        """
+        if not self.is_postgresql:
+            yield
+            return
+        driver: Any = connection.connection.driver_connection
+        with driver.pipeline():
+            yield
+            if commit:
+                # SQLAlchemy's own commit finds nothing left to do.
+                driver.commit()
+
+    @contextmanager
     def _exclusive_use(self) -> Iterator[None]:
         # All threads share the one connection of a database in memory, so only one may have a transaction.
         if self._shared is None:

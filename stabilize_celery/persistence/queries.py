@@ -31,7 +31,10 @@ from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence.tables import edges, messages, slots, stages, workflows
 
 #: What handlers need of a workflow besides a stage of it; its context and trigger are read only when asked for.
-WORKFLOW_HEADER = tuple(c for c in workflows.c if c.name not in ("context", "trigger", "paused", "dedup_key"))
+WORKFLOW_HEADER = tuple(
+    workflows.c[name]
+    for name in ("id", "name", "status", "is_canceled", "pipeline_config_id", "live_branches", "has_halted")
+)
 _HEADER_PREFIX = "wf_"
 
 

@@ -459,7 +459,7 @@ class WorkflowStore:
                 yield None
                 return
             row = dict(taken._mapping)
-            yield UnitOfWork(
+            unit = UnitOfWork(
                 connection,
                 now,
                 surroundings,
@@ -468,6 +468,9 @@ class WorkflowStore:
                 inline=inline,
                 attempt=attempt,
             )
+            yield unit
+            with self.database.batch(connection, commit=True):
+                unit.flush()
 
     @contextmanager
     def bury(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, Table, delete, insert, or_, select, update
 
 from stabilize_celery.messages import CompleteStage, Message, SkipStage, StageLevel, TaskLevel, WorkflowLevel
 from stabilize_celery.models.ids import new_id
@@ -458,12 +458,13 @@ class UnitOfWork:
         """Write everything collected so far."""
         self._flush_stages()
         self._flush_workflows()
-        if self._new_messages:
-            self.connection.execute(insert(tables.messages), self._new_messages)
-            self._new_messages = []
-        if self._history:
-            self.connection.execute(insert(tables.history), self._history)
-            self._history = []
+        self._insert(tables.messages, self._new_messages)
+        self._insert(tables.history, self._history)
+        self._new_messages, self._history = [], []
+
+    def _insert(self, table: Table, new: list[dict[str, Any]]) -> None:
+        if new:
+            self.connection.execute(insert(table), new if len(new) > 1 else new[0])
 
     def _flush_stages(self) -> None:
         if self._new_stages:
@@ -473,11 +474,10 @@ class UnitOfWork:
                 stage = self._stages[stage_id]
                 for name in self._stage_changes.pop(stage_id):
                     new[stage_id][name] = rows.stage_column(stage, name)
-            self.connection.execute(insert(tables.stages), list(new.values()))
+            self._insert(tables.stages, list(new.values()))
             self._new_stages = []
-        if self._new_edges:
-            self.connection.execute(insert(tables.edges), self._new_edges)
-            self._new_edges = []
+        self._insert(tables.edges, self._new_edges)
+        self._new_edges = []
         if self._stage_changes:
             columns = frozenset().union(*self._stage_changes.values())
             values = [

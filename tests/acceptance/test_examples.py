@@ -1,0 +1,74 @@
+"""Every example runs, as its docstring says, and prints what it promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+REPORT = "\n=== Data Report ===\nTotal: 420\nAverage: 42.00\nMin: 4\nMax: 95\n"
+
+
+def run(*command: str, cwd: Path = ROOT, **env: str) -> str:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **env},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def run_example(name: str, **env: str) -> str:
+    return run(sys.executable, str(EXAMPLES / name), **env)
+
+
+def test_no_example_is_forgotten():
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == [
+        "celery_app.py",
+        "data_pipeline.py",
+        "parallel_branches.py",
+    ]
+
+
+def test_the_data_pipeline_shows_its_stages_and_its_report():
+    out = run_example("data_pipeline.py")
+    assert re.findall(r"(generate|process|report) +SUCCEEDED", out) == ["generate", "process", "report"]
+    assert REPORT in out
+
+
+def test_the_join_of_the_parallel_branches_combines_what_they_found():
+    out = run_example("parallel_branches.py")
+    assert out.endswith("\navg: 3.0\nevens: [4, 2]\nsorted: [1, 2, 3, 4, 5]\nsum: 15\n")
+    assert re.search(r"combine +SUCCEEDED .*after stats, sort, filter", out)
+
+
+@pytest.mark.parametrize("name", ["data_pipeline.py", "parallel_branches.py"])
+def test_an_embedded_example_is_a_workflow_file(name):
+    command = Path(sys.executable).with_name("stabilize-celery")
+    assert "SUCCEEDED" in run(str(command), "run", str(EXAMPLES / name))
+
+
+@pytest.fixture
+def shop(broker_url, postgres_url):
+    return {"CELERY_BROKER_URL": broker_url, "STABILIZE_DATABASE_URL": postgres_url}
+
+
+def test_the_celery_app_charges_and_ships(shop, start_worker):
+    path = os.pathsep.join([str(EXAMPLES), str(ROOT)])
+    start_worker("celery_app:app", env={**os.environ, **shop, "PYTHONPATH": path})
+    first = run_example("celery_app.py", **shop)
+    assert first.endswith(" parcel for ch_42\n")
+    # The same order is not charged twice.
+    assert run_example("celery_app.py", **shop) == first

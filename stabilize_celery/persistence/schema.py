@@ -6,7 +6,7 @@ from sqlalchemy import Connection, inspect, text
 
 from stabilize_celery.errors import SchemaVersionError
 from stabilize_celery.persistence.database import Database
-from stabilize_celery.persistence.tables import PREFIX, metadata
+from stabilize_celery.persistence.tables import PREFIX, STORAGE, metadata
 
 #: The Alembic revision this release needs.
 CURRENT = "0001"
@@ -20,18 +20,31 @@ def create_all(database: Database) -> None:
         SchemaVersionError: the tables are of another version.
     """
     with database.begin() as connection:
-        if database.is_postgresql:
-            # Two processes that start at once must not both create.
-            connection.execute(text("SELECT pg_advisory_xact_lock(7305810225)"))
+        lock(connection)
         version = read_version(connection)
         if version is None:
             metadata.create_all(connection)
+            _set_storage(connection)
             connection.execute(
                 text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
             )
             connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:version)"), {"version": CURRENT})
         else:
             _compare(database, version)
+
+
+def lock(connection: Connection) -> None:
+    """Until the transaction ends nobody else makes or changes the tables: two processes may start at once."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(7305810225)"))
+
+
+def _set_storage(connection: Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    for table, parameters in STORAGE.items():
+        listed = ", ".join(f"{name} = {value}" for name, value in parameters.items())
+        connection.execute(text(f"ALTER TABLE {table} SET ({listed})"))
 
 
 def create_tables(url: str) -> None:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from stabilize_celery.clock import Clock
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
 from stabilize_celery.errors import WorkflowNotFoundError, WorkflowStateError
-from stabilize_celery.messages import CompleteWorkflow
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence import queries, rows, schema
-from stabilize_celery.persistence.bell import Bell
-from stabilize_celery.persistence.database import Database
-from stabilize_celery.persistence.outbox import message_of
+from stabilize_celery.persistence import queries, rows
+from stabilize_celery.persistence.lease_store import LeaseStore
+from stabilize_celery.persistence.message_store import MessageStore
 from stabilize_celery.persistence.tables import (
-    dead_letters,
     edges,
     history,
     messages,
@@ -30,56 +25,20 @@ from stabilize_celery.persistence.tables import (
     stages,
     workflows,
 )
-from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
-from stabilize_celery.persistence.views import read_inherited
-from stabilize_celery.tasks.outcome import Attempt
 
 
-class WorkflowStore:
-    """Workflows in PostgreSQL or SQLite.
+class WorkflowStore(MessageStore, LeaseStore):
+    """Workflows in PostgreSQL or SQLite, with the messages and leases that move them.
 
     Args:
         url: see :class:`~stabilize_celery.persistence.database.Database`.
         create_tables: make the tables if they do not exist.
     """
 
-    def __init__(
-        self,
-        url: str,
-        create_tables: bool = False,
-        *,
-        clock: Clock | None = None,
-        pool_size: int = 5,
-        prepare_statements: bool = True,
-    ) -> None:
-        self.database = Database(url, clock=clock, pool_size=pool_size, prepare_statements=prepare_statements)
-        self.queries = queries.Queries(self.database.is_postgresql)
-        self.url = url
+    def __init__(self, url: str, create_tables: bool = False, **options: Any) -> None:
+        super().__init__(url, **options)
         if create_tables:
             self.create_tables()
-
-    @property
-    def clock(self) -> Clock:
-        """Where times come from."""
-        return self.database.clock
-
-    def now(self) -> datetime:
-        """The current time."""
-        return self.clock.now()
-
-    def create_tables(self) -> None:
-        """Make the tables if they do not exist."""
-        schema.create_all(self.database)
-
-    def check_schema(self) -> None:
-        """Refuse a database whose tables are missing or of another version."""
-        schema.check(self.database)
-
-    def close(self) -> None:
-        """Close all connections."""
-        self.database.dispose()
-
-    # ------------------------------------------------------------------ workflows
 
     def store(self, workflow: Workflow) -> None:
         """Write a workflow that is not in the database yet; one that is there is left alone."""
@@ -246,279 +205,10 @@ class WorkflowStore:
         with self.database.autocommit() as connection:
             return [dict(row._mapping) for row in connection.execute(statement)]
 
-    # ------------------------------------------------------------------ running tasks
-
-    def claim(
-        self, message_id: str, owner: str, lease: float
-    ) -> tuple[dict[str, Any], StageExecution | None] | None:
-        """Claim a task for this worker.
-
-        Returns:
-            The claimed row and the stage with what it sees in ``context`` (``None`` if it is gone); nothing if the
-            message was handled already, is not due, or another worker holds it.
-        """
-        now = self.now()
-        parameters = {
-            "message_id": message_id,
-            "owner": owner,
-            "now": now,
-            "lease_end": now + timedelta(seconds=lease),
-        }
-        with self.database.autocommit() as connection:
-            claimed = connection.execute(self.queries.claim, parameters).one_or_none()
-            if claimed is None:
-                return None
-            row = dict(claimed._mapping)
-            return row, self._read_for_running(connection, row["stage_id"])
-
-    def _read_for_running(self, connection: Connection, stage_id: str) -> StageExecution | None:
-        stage, workflow = self._read_stage(connection, stage_id)
-        if stage is None or workflow is None:
-            return None
-        parents: list[StageExecution] = []
-        step = stage
-        while step.parent_stage_id is not None:
-            parent, _ = self._read_stage(connection, step.parent_stage_id)
-            if parent is None:
-                break
-            parents.append(parent)
-            step = parent
-        for each in (stage, *parents):
-            each.execution = workflow
-        workflow.stages = [*reversed(parents), stage]
-        inherited = read_inherited(connection, stage, parents)
-        stage._own_context = stage.context
-        stage.context = {**inherited, **stage.context}
-        return stage
-
-    def _read_stage(
-        self, connection: Connection, stage_id: str
-    ) -> tuple[StageExecution | None, Workflow | None]:
-        row = connection.execute(queries.read_stage_whole, {"stage_id": stage_id}).one_or_none()
-        if row is None:
-            return None, None
-        return rows.stage_from_row(dict(row._mapping)), rows.workflow_from_row(
-            queries.whole_header_of(row._mapping)
-        )
-
-    def heartbeat(self, leases: Mapping[str, int], lease: float) -> dict[str, str | None]:
-        """Renew leases, given as message id -> fencing token.
-
-        Returns:
-            For each lease that is still held whether its work is wanted: ``None``, ``"ask"`` or ``"kill"``.
-        """
-        held: dict[str, str | None] = {}
-        end = self.now() + timedelta(seconds=lease)
-        with self.database.autocommit() as connection:
-            for message_id, token in leases.items():
-                row = connection.execute(
-                    queries.renew_lease, {"message_id": message_id, "token": token, "lease_end": end}
-                ).one_or_none()
-                if row is not None:
-                    held[message_id] = row.cancel
-        return held
-
-    # ------------------------------------------------------------------ the relay
-
-    def due(self, limit: int) -> list[dict[str, Any]]:
-        """Messages whose time to be sent (again) has come, oldest first; nothing is changed."""
-        with self.database.autocommit() as connection:
-            found = connection.execute(queries.read_due, {"now": self.now(), "most": limit})
-            return [dict(row._mapping) for row in found]
-
-    def take_due(self, limit: int, next_send: Any) -> list[dict[str, Any]]:
-        """Messages to be sent now; each is marked with when it is to be sent again if nothing comes of it.
-
-        Args:
-            limit: at most that many.
-            next_send: from a row to the delay in seconds until its next sending.
-        """
-        now = self.now()
-        with self.database.begin() as connection:
-            found = connection.execute(queries.lock_due, {"now": now, "most": limit}).all()
-            taken = [dict(row._mapping) for row in found]
-            if taken:
-                connection.execute(
-                    queries.mark_sent,
-                    [
-                        {
-                            "_id": row["id"],
-                            "next": now + timedelta(seconds=next_send(row)),
-                        }
-                        for row in taken
-                    ],
-                )
-        return taken
-
-    def send_soon(self, message_ids: list[str], delay: float) -> None:
-        """Sending failed: try again in ``delay`` seconds."""
-        soon = self.now() + timedelta(seconds=delay)
-        with self.database.begin() as connection:
-            for batch in queries.chunks(message_ids):
-                connection.execute(
-                    update(messages)
-                    .where(messages.c.id.in_(batch), messages.c.lease_owner.is_(None))
-                    .values(send_at=soon)
-                )
-
-    def bell(self) -> Bell:
-        """What wakes the relays."""
-        return Bell(self.database)
-
-    def next_due(self) -> datetime | None:
-        """When the relay has something to send next."""
-        with self.database.autocommit() as connection:
-            result: datetime | None = connection.execute(select(func.min(messages.c.send_at))).scalar()
-            return result
-
-    def count_messages(self) -> int:
-        """How many messages are not finished."""
-        with self.database.autocommit() as connection:
-            return int(connection.execute(select(func.count()).select_from(messages)).scalar_one())
-
-    def message(self, message_id: str) -> dict[str, Any] | None:
-        """The row of a message."""
-        with self.database.autocommit() as connection:
-            row = connection.execute(select(messages).where(messages.c.id == message_id)).one_or_none()
-            return None if row is None else dict(row._mapping)
-
-    def record_failure(self, message_id: str, error: dict[str, Any], delay: float) -> int | None:
-        """Note that handling a message failed, and put it off.
-
-        Returns:
-            How often it has failed; ``None`` if it is gone.
-        """
-        again = self.now() + timedelta(seconds=delay)
-        statement = (
-            update(messages)
-            .where(messages.c.id == message_id)
-            .values(
-                attempts=messages.c.attempts + 1,
-                last_error=error,
-                due_at=again,
-                send_at=again,
-                sends=0,
-                lease_owner=None,
-            )
-            .returning(messages.c.attempts)
-        )
-        with self.database.begin() as connection:
-            result: int | None = connection.execute(statement).scalar_one_or_none()
-            return result
-
-    def put_back(self, message_id: str, delay: float) -> None:
-        """Leave a message that this release cannot read to a newer one."""
-        later = self.now() + timedelta(seconds=delay)
-        with self.database.begin() as connection:
-            connection.execute(
-                update(messages).where(messages.c.id == message_id).values(send_at=later, lease_owner=None)
-            )
-
-    # ------------------------------------------------------------------ handling messages
-
-    def insert_messages(self, new: list[dict[str, Any]], connection: Connection | None = None) -> None:
-        """Write message rows, in the caller's transaction if there is one."""
-        if connection is not None:
-            connection.execute(insert(messages), new)
-            return
-        with self.database.begin() as own:
-            own.execute(insert(messages), new)
-
-    @contextmanager
-    def take(
-        self,
-        message_id: str,
-        token: int | None,
-        surroundings: Surroundings,
-        inline: bool | None = None,
-        attempt: Attempt | None = None,
-    ) -> Iterator[UnitOfWork | None]:
-        """Take a message and handle it within the block: one transaction.
-
-        Args:
-            message_id: the row.
-            token: for the result of a task the fencing token of its lease, which must still be held.
-            surroundings: what handlers are given.
-            inline: whether follow-ons are handled in place; ``None`` asks the settings.
-            attempt: for the result of a task, the attempt.
-
-        Yields:
-            The unit of work; ``None`` if the message was handled already, is not due, or the lease is lost.
-
-        Raises:
-            UnknownMessageError, InvalidMessageError: the row cannot be read.
-        """
-        now = self.now()
-        if token is None:
-            statement, parameters = self.queries.take, {"message_id": message_id, "now": now}
-        else:
-            statement, parameters = self.queries.settle, {"message_id": message_id, "token": token}
-        with self.database.begin() as connection:
-            taken = connection.execute(statement, parameters).one_or_none()
-            if taken is None:
-                yield None
-                return
-            row = dict(taken._mapping)
-            unit = UnitOfWork(
-                connection,
-                now,
-                surroundings,
-                row=row,
-                message=message_of(row),
-                inline=inline,
-                attempt=attempt,
-            )
-            yield unit
-            with self.database.batch(connection, commit=True):
-                unit.flush()
-
-    @contextmanager
-    def bury(
-        self, message_id: str, error: dict[str, Any], surroundings: Surroundings
-    ) -> Iterator[UnitOfWork | None]:
-        """Move a message to the dead letters; what is done within the block goes into the same transaction.
-
-        The transaction has the workflow for itself.  Yields ``None`` if there is no workflow to deal with.
-        """
-        found = self.message(message_id)
-        if found is None:
-            yield None
-            return
-        with self.database.begin() as connection:
-            if found["workflow_id"] is not None and self.database.is_postgresql:
-                connection.execute(self.queries.gate_exclusive, {"workflow_id": found["workflow_id"]})
-            taken = connection.execute(
-                delete(messages).where(messages.c.id == message_id).returning(*messages.c)
-            ).one_or_none()
-            if taken is None:
-                yield None
-                return
-            row = dict(taken._mapping)
-            kept = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
-            letter = {name: row[name] for name in _LETTER_COLUMNS}
-            connection.execute(
-                insert(dead_letters), {**letter, "row": kept, "error": error, "died_at": self.now()}
-            )
-            if row["workflow_id"] is None or row["type"] == "RunHook":
-                yield None
-                return
-            subject = CompleteWorkflow(workflow_id=row["workflow_id"])
-            yield UnitOfWork(
-                connection,
-                self.now(),
-                surroundings,
-                row={**row, "exclusive": True},
-                message=subject,
-                inline=False,
-            )
-
     def slot_overview(self) -> list[dict[str, Any]]:
         """Configurations with a limit."""
         with self.database.autocommit() as connection:
             return [dict(row._mapping) for row in connection.execute(select(slots))]
-
-
-_LETTER_COLUMNS = ("id", "type", "workflow_id", "stage_id", "task_id", "label", "attempts")
 
 
 def _edges(workflow: Workflow) -> Iterable[dict[str, Any]]:

@@ -229,3 +229,11 @@ dead_letters = Table(
     Column("died_at", UtcDateTime, nullable=False),
 )
 Index("ix_stabilize_dead_letters_workflow", dead_letters.c.workflow_id)
+
+#: Storage parameters on PostgreSQL.  Rows that change often get room for their next version on the same page;
+#: the messages table, where every row is soon dead, is vacuumed long before a fifth of it is.
+STORAGE: dict[str, dict[str, float]] = {
+    messages.name: {"fillfactor": 80, "autovacuum_vacuum_scale_factor": 0.01},
+    stages.name: {"fillfactor": 80},
+    workflows.name: {"fillfactor": 80},
+}

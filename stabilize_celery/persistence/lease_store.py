@@ -1,0 +1,89 @@
+"""Leases: claiming a task for a worker, with what its stage sees, and staying its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence import queries, rows
+from stabilize_celery.persistence.base import BaseStore
+from stabilize_celery.persistence.views import read_inherited
+
+
+class LeaseStore(BaseStore):
+    """The part of the store that workers use while they run user code."""
+
+    def claim(
+        self, message_id: str, owner: str, lease: float
+    ) -> tuple[dict[str, Any], StageExecution | None] | None:
+        """Claim a task for this worker.
+
+        Returns:
+            The claimed row and the stage with what it sees in ``context`` (``None`` if it is gone); nothing if the
+            message was handled already, is not due, or another worker holds it.
+        """
+        now = self.now()
+        parameters = {
+            "message_id": message_id,
+            "owner": owner,
+            "now": now,
+            "lease_end": now + timedelta(seconds=lease),
+        }
+        with self.database.autocommit() as connection:
+            claimed = connection.execute(self.queries.claim, parameters).one_or_none()
+            if claimed is None:
+                return None
+            row = dict(claimed._mapping)
+            return row, self._read_for_running(connection, row["stage_id"])
+
+    def _read_for_running(self, connection: Connection, stage_id: str) -> StageExecution | None:
+        stage, workflow = self._read_stage(connection, stage_id)
+        if stage is None or workflow is None:
+            return None
+        parents: list[StageExecution] = []
+        step = stage
+        while step.parent_stage_id is not None:
+            parent, _ = self._read_stage(connection, step.parent_stage_id)
+            if parent is None:
+                break
+            parents.append(parent)
+            step = parent
+        for each in (stage, *parents):
+            each.execution = workflow
+        workflow.stages = [*reversed(parents), stage]
+        inherited = read_inherited(connection, stage, parents)
+        stage._own_context = stage.context
+        stage.context = {**inherited, **stage.context}
+        return stage
+
+    def _read_stage(
+        self, connection: Connection, stage_id: str
+    ) -> tuple[StageExecution | None, Workflow | None]:
+        row = connection.execute(queries.read_stage_whole, {"stage_id": stage_id}).one_or_none()
+        if row is None:
+            return None, None
+        return rows.stage_from_row(dict(row._mapping)), rows.workflow_from_row(
+            queries.whole_header_of(row._mapping)
+        )
+
+    def heartbeat(self, leases: Mapping[str, int], lease: float) -> dict[str, str | None]:
+        """Renew leases, given as message id -> fencing token.
+
+        Returns:
+            For each lease that is still held whether its work is wanted: ``None``, ``"ask"`` or ``"kill"``.
+        """
+        held: dict[str, str | None] = {}
+        end = self.now() + timedelta(seconds=lease)
+        with self.database.autocommit() as connection:
+            for message_id, token in leases.items():
+                row = connection.execute(
+                    queries.renew_lease, {"message_id": message_id, "token": token, "lease_end": end}
+                ).one_or_none()
+                if row is not None:
+                    held[message_id] = row.cancel
+        return held

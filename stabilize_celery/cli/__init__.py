@@ -1,0 +1,79 @@
+"""The command line: ``celery -A app stabilize COMMAND`` and ``stabilize-celery COMMAND`` are the same commands.
+
+Celery imports this module for each of its own commands, so what a command needs is imported when it is called.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+#: command -> the module of this package it is in, in the order in which the help lists them
+_COMMANDS = {
+    "run": "starting",
+    "start": "starting",
+    "list": "looking",
+    "show": "looking",
+    "watch": "looking",
+    "pause": "controlling",
+    "resume": "controlling",
+    "cancel": "controlling",
+    "cancel-stage": "controlling",
+    "skip": "controlling",
+    "restart": "controlling",
+    "signal": "controlling",
+    "validate": "files",
+    "graph": "files",
+    "migrate": "migrating",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"stabilize_celery.cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from stabilize_celery.suggestions import did_you_mean
+
+            ctx.fail(f"there is no command {args[0]!r}{did_you_mean(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, no_args_is_help=True)
+def stabilize(**_options: Any) -> None:
+    """Durable workflows: start them, watch them, control them."""
+
+
+@click.group(cls=_Commands, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-A", "--app", metavar="MODULE[:APP]", help="The Celery app whose workers do the work.")
+@click.option(
+    "--database-url",
+    metavar="URL",
+    envvar="STABILIZE_DATABASE_URL",
+    help="The database that holds the workflows, where there is no app to ask.",
+)
+@click.version_option(package_name="stabilize-celery", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context, app: str | None, database_url: str | None) -> None:
+    """Durable workflows: run them, watch them, control them.
+
+    Without -A and --database-url, `run` keeps its workflow in memory.
+    """
+    if app is not None and ctx.get_parameter_source("database_url") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("give either -A or --database-url: an app knows its database")
+
+
+if __name__ == "__main__":
+    main(prog_name="stabilize-celery")

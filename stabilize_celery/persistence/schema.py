@@ -26,7 +26,10 @@ def create_all(database: Database) -> None:
             metadata.create_all(connection)
             _set_storage(connection)
             connection.execute(
-                text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+                text(
+                    f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL, "
+                    f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
+                )
             )
             connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:version)"), {"version": CURRENT})
         else:

@@ -1,0 +1,101 @@
+"""Printing: JSON for programs, tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from stabilize_celery.cli.layout import title
+from stabilize_celery.cli.shapes import history_shape
+from stabilize_celery.cli.terminal import make_console
+from stabilize_celery.cli.words import LOOKS, elapsed
+from stabilize_celery.models.workflow import Workflow
+
+_LONGEST_VALUE = 2000
+
+
+def print_json(value: Any) -> None:
+    """One JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_workflows(found: Sequence[Workflow], now: datetime) -> None:
+    """A table of workflows without their stages."""
+    table = _table("id", "application", "name", "status", "started", "elapsed")
+    for workflow in found:
+        _, _, style = LOOKS[workflow.status]
+        table.add_row(
+            workflow.id,
+            Text(workflow.application),
+            Text(workflow.name),
+            Text(str(workflow.status), style=style),
+            _local(workflow.start_time or workflow.created_at),
+            elapsed(workflow.start_time, workflow.end_time, now),
+        )
+    make_console().print(table)
+
+
+def print_outputs(outputs: Mapping[str, Any]) -> None:
+    """Keys and their values."""
+    if outputs:
+        table = _table("output", "value")
+        for key, value in outputs.items():
+            table.add_row(Text(key, style="bold"), _value(value))
+        make_console().print(table)
+
+
+def print_stage_outputs(workflow: Workflow) -> None:
+    """Keys and their values, stage by stage."""
+    rows = [(stage, key, value) for stage in workflow.stages for key, value in stage.outputs.items()]
+    if rows:
+        table = _table("stage", "output", "value")
+        for stage, key, value in sorted(rows, key=lambda row: row[0].rank):
+            table.add_row(Text(title(stage)), Text(key, style="bold"), _value(value))
+        make_console().print(table)
+
+
+def print_history(entries: Sequence[Mapping[str, Any]], workflow: Workflow) -> None:
+    """Transitions, oldest first."""
+    table = _table("at", "what", "from", "to", "reason", "by")
+    for shaped, entry in zip(history_shape(entries, workflow), entries, strict=True):
+        what = shaped["event"]
+        if shaped["stage"]:
+            what += f" {shaped['stage']}"
+        if shaped["task"] and shaped["task"] != shaped["stage"]:
+            what += f" / {shaped['task']}"
+        table.add_row(
+            _local(entry["at"], precise=True),
+            Text(what),
+            shaped["from"] or "",
+            Text(shaped["to"] or "", style=LOOKS[entry["to_status"]][2] if entry["to_status"] else ""),
+            Text(shaped["reason"] or ""),
+            Text(shaped["actor"] or shaped["worker"] or ""),
+        )
+    make_console().print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column.upper(), overflow="fold", no_wrap=column in ("id", "status", "started", "at"))
+    return table
+
+
+def _value(value: Any) -> Text:
+    text = json.dumps(value, ensure_ascii=False)
+    return Text(
+        text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ... ({len(text):,} characters)"
+    )
+
+
+def _local(moment: datetime | None, *, precise: bool = False) -> str:
+    if moment is None:
+        return ""
+    local = moment.astimezone()
+    return local.strftime("%H:%M:%S.%f")[:-3] if precise else local.strftime("%Y-%m-%d %H:%M:%S")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stabilize_celery.clock import Clock
 from stabilize_celery.control import Control
+from stabilize_celery.dag.validation import validate_workflow
 from stabilize_celery.delivery.dispatch import Dispatcher, Publisher
 from stabilize_celery.delivery.inline import EmbeddedProcessor, LocalPublisher
-from stabilize_celery.errors import ConfigurationError, WorkflowTimeoutError
+from stabilize_celery.errors import ConfigurationError, TaskNotFoundError, WorkflowTimeoutError
 from stabilize_celery.handlers.registry import default_handlers
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus
@@ -56,6 +57,7 @@ class Stabilize(Control):
         self.app: Celery | None = None
         self.registry = TaskRegistry()
         register_builtin_tasks(self.registry)
+        self.registry.mark_builtin()
         self.builders = StageDefinitionBuilderFactory(fallback=global_factory())
         self._settings: Settings | None = None
         self._clock: Clock | None = None
@@ -222,6 +224,7 @@ class Stabilize(Control):
             dedup_key: a second start with the same application and key returns the run that exists.
 
         Raises:
+            TaskNotFoundError: a task type that nobody registered.
             WorkflowStateError: this object was started before.
             StoreError: the database cannot be reached; nothing was started.
         """
@@ -252,10 +255,21 @@ class Stabilize(Control):
         return [WorkflowRun(self, workflow_id) for workflow_id in ids]
 
     def _check_start(self, workflow: Workflow) -> None:
-        """Refuse what cannot run: a place for checks that need the registry."""
-        from stabilize_celery.dag.validation import validate_workflow
+        """Refuse what cannot run.
 
+        Unknown task types are seen here if this process knows the types at all: a process that only starts workflows
+        has registered none, and leaves that to the workers.
+        """
         validate_workflow(workflow)
+        if not self.settings.check_types or not (self.app is None or self.registry.has_own_types):
+            return
+        for stage in workflow.stages:
+            for task in stage.tasks:
+                if not self.registry.knows(task.implementing_class):
+                    raise TaskNotFoundError(
+                        f"stage {stage.ref_id}, task {task.name}: no task type {task.implementing_class!r} is "
+                        f"registered{self.registry.suggest(task.implementing_class)}"
+                    )
 
     def _publish(self, messages: list[Outgoing]) -> None:
         self.publisher.publish(messages)

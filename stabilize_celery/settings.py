@@ -38,6 +38,11 @@ class Settings(BaseModel):
     )
     imports: tuple[str, ...] = Field((), description="Modules that register task types and builders.")
 
+    check_types: bool = Field(
+        True,
+        description="Refuse to start a workflow with a task type that nobody registered, where that is known.",
+    )
+
     lease: float = Field(30.0, gt=0, description="How long a worker owns a task without a sign of life.")
     heartbeat: float = Field(
         3.0, gt=0, description="How often a worker renews its leases and hears of cancellations."

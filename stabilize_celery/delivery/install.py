@@ -33,6 +33,7 @@ def install(app: Celery, engine: Stabilize) -> None:
         raise ConfigurationError(f"another Stabilize is installed on app {app.main!r} already")
     _engines[app] = engine
     register_entrypoints(app, engine)
+    _discover_stages(app)
     app.steps["worker"].add(RelayStep)
     app.user_options["worker"].add(
         click.Option(
@@ -45,6 +46,19 @@ def install(app: Celery, engine: Stabilize) -> None:
         _add_route(app, engine)
     else:
         app.on_after_configure.connect(lambda sender, **_: _add_route(sender, engine), weak=False)
+
+
+def _discover_stages(app: Celery) -> None:
+    """Let ``app.autodiscover_tasks`` find ``stages.py`` beside ``tasks.py``."""
+    discover = app.autodiscover_tasks
+
+    def autodiscover_tasks(packages: Any = None, related_name: str = "tasks", force: bool = False) -> Any:
+        found = discover(packages, related_name, force)
+        if related_name == "tasks":
+            discover(packages, "stages", force)
+        return found
+
+    app.autodiscover_tasks = autodiscover_tasks
 
 
 def engine_of(app: Celery) -> Stabilize:

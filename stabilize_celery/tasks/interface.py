@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -81,17 +80,6 @@ class SkippableTask(Task):
         return self.do_execute(stage) if self.is_enabled(stage) else TaskResult.skipped()
 
 
-class CallableTask(Task):
-    """A plain function as a task: it may return a :class:`TaskResult`, a dict of outputs, or ``None``."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.__doc__ = function.__doc__
-
-    def execute(self, stage: StageExecution) -> TaskResult:
-        return as_result(self.function(stage), f"function {getattr(self.function, '__name__', self.function)}")
-
-
 class NoOpTask(Task):
     """Does nothing, successfully."""
 
@@ -113,4 +101,6 @@ def as_result(value: Any, where: str) -> TaskResult:
         return TaskResult.success()
     if isinstance(value, dict):
         return TaskResult.success(outputs=value)
-    raise TypeError(f"{where} returned {type(value).__name__}; return a TaskResult, a dict of outputs, or None")
+    raise TypeError(
+        f"{where} returned {type(value).__name__}; return a TaskResult, a dict of outputs, or None"
+    )

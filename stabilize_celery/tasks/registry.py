@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from stabilize_celery.errors import ConfigurationError, TaskNotFoundError
-from stabilize_celery.tasks.interface import CallableTask, NoOpTask, Task
+from stabilize_celery.suggestions import did_you_mean
+from stabilize_celery.tasks.function import CallableTask
+from stabilize_celery.tasks.interface import NoOpTask, Task
 
 TaskSource = type[Task] | Task | Callable[..., Any]
 
@@ -20,8 +21,9 @@ class TaskRegistry:
     """
 
     def __init__(self) -> None:
-        self._tasks: dict[str, TaskSource] = {}
+        self._tasks: dict[str, Task | type[Task]] = {}
         self._aliases: dict[str, str] = {}
+        self._builtin: frozenset[str] = frozenset()
         self.register("noop", NoOpTask)
 
     def register(self, name: str, task: TaskSource, aliases: Iterable[str] = ()) -> None:
@@ -34,9 +36,20 @@ class TaskRegistry:
             raise ConfigurationError("a task type needs a name")
         if not callable(task) and not isinstance(task, Task):
             raise ConfigurationError(f"task type {name}: {task!r} is neither a Task nor a function")
+        if not isinstance(task, Task) and not (isinstance(task, type) and issubclass(task, Task)):
+            task = CallableTask(task)
         self._tasks[name] = task
         for alias in (*aliases, *getattr(task, "aliases", ())):
             self._aliases[alias] = name
+
+    def mark_builtin(self) -> None:
+        """What is registered by now came with the package."""
+        self._builtin = frozenset(self._tasks)
+
+    @property
+    def has_own_types(self) -> bool:
+        """Whether somebody registered types of their own."""
+        return bool(self._tasks.keys() - self._builtin)
 
     def resolve(self, name: str) -> Task:
         """A task ready to run.
@@ -47,9 +60,7 @@ class TaskRegistry:
         source = self._tasks[self._name_of(name)]
         if isinstance(source, Task):
             return source
-        if isinstance(source, type) and issubclass(source, Task):
-            return source()
-        return CallableTask(source)
+        return source()
 
     def knows(self, name: str) -> bool:
         """Whether a type of that name can be resolved."""
@@ -62,16 +73,15 @@ class TaskRegistry:
             return False
         source = self._tasks[found]
         cls = source if isinstance(source, type) else type(source)
-        return issubclass(cls, Task) and getattr(cls, hook) is not getattr(Task, hook)
+        return getattr(cls, hook) is not getattr(Task, hook)
 
     def names(self) -> list[str]:
         """Every registered name."""
         return sorted(self._tasks)
 
     def suggest(self, name: str) -> str:
-        """A hint at a similar name, or nothing."""
-        close = difflib.get_close_matches(name, [*self._tasks, *self._aliases], n=1)
-        return f". Did you mean {close[0]!r}?" if close else ""
+        """A hint at a similar type name, or nothing."""
+        return did_you_mean(name, [*self._tasks, *self._aliases])
 
     def _find(self, name: str) -> str | None:
         last = name.rsplit(".", 1)[-1]

@@ -73,7 +73,3 @@ def main(ctx: click.Context, app: str | None, database_url: str | None) -> None:
     """
     if app is not None and ctx.get_parameter_source("database_url") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("give either -A or --database-url: an app knows its database")
-
-
-if __name__ == "__main__":
-    main(prog_name="stabilize-celery")

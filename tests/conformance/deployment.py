@@ -19,6 +19,8 @@ INLINE = "CONFORMANCE_INLINE"
 
 #: The same for every backend; short, so that a scenario with ten attempts takes a second.
 SETTINGS = {
+    # Unknown types are let through here, to see what a worker says of them.
+    "check_types": False,
     "retry_delay": 0.05,
     "retry_delay_max": 0.1,
     "poll_delay": 0.05,

@@ -48,11 +48,23 @@ def blocks_of(path: Path) -> list[Block]:
 
 
 def execute(text: str, namespace: dict[str, Any], name: str = "<block>") -> list[Any]:
-    """Run Python code; returns the value of every expression that is a statement of its own."""
+    """Run Python code; returns the value of every expression that is a statement of its own.
+
+    A comment ``# -> value`` at the end of an expression, or on the line below it, must be its value.
+    """
     values: list[Any] = []
+    lines = text.splitlines()
+    told = {number: line.split("# -> ")[1] for number, line in enumerate(lines, 1) if "# -> " in line}
     for statement in ast.parse(text, name).body:
-        if isinstance(statement, ast.Expr):
-            values.append(eval(compile(ast.Expression(statement.value), name, "eval"), namespace))
-        else:
+        if not isinstance(statement, ast.Expr):
             exec(compile(ast.Module([statement], []), name, "exec"), namespace)
+            continue
+        value = eval(compile(ast.Expression(statement.value), name, "eval"), namespace)
+        values.append(value)
+        number = statement.end_lineno or 0
+        if number not in told and lines[number : number + 1] and lines[number].startswith("# -> "):
+            number += 1
+        expected = told.pop(number, None)
+        assert expected is None or value == ast.literal_eval(expected), f"{name}: {value!r} is not {expected}"
+    assert not told, f"{name}: no expression for {told}"
     return values

@@ -1,0 +1,173 @@
+"""The names people import are fixed: taking one away, or adding one, is a decision that shows here."""
+
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+
+import stabilize_celery
+from stabilize_celery import errors, messages
+from stabilize_celery.run import WorkflowRun
+
+PACKAGE = [
+    "Clock",
+    "CompleteStageHandler",
+    "CompleteTaskHandler",
+    "CompleteWorkflowHandler",
+    "ContinueParentStageHandler",
+    "FakeClock",
+    "JumpToStageHandler",
+    "Orchestrator",
+    "PermanentError",
+    "PostgresQueue",
+    "PostgresWorkflowStore",
+    "PythonTask",
+    "QueueProcessor",
+    "RetryableTask",
+    "RunTaskHandler",
+    "ShellTask",
+    "SkippableTask",
+    "SqliteQueue",
+    "SqliteWorkflowStore",
+    "Stabilize",
+    "StabilizeError",
+    "StageDefinitionBuilder",
+    "StageDefinitionBuilderFactory",
+    "StageExecution",
+    "StartStageHandler",
+    "StartTaskHandler",
+    "StartWorkflowHandler",
+    "SyntheticStageOwner",
+    "Task",
+    "TaskExecution",
+    "TaskRegistry",
+    "TaskResult",
+    "TransientError",
+    "Trigger",
+    "Workflow",
+    "WorkflowCanceledError",
+    "WorkflowFailedError",
+    "WorkflowNotFoundError",
+    "WorkflowRun",
+    "WorkflowStatus",
+    "WorkflowTimeoutError",
+    "current_run",
+    "register_builder",
+]
+ERRORS = [
+    "CircularDependencyError",
+    "ConcurrencyError",
+    "ConfigurationError",
+    "DeadLetterError",
+    "ExpressionError",
+    "InvalidMessageError",
+    "InvalidOutputError",
+    "InvalidStageGraphError",
+    "InvalidStateTransitionError",
+    "InvalidWorkflowError",
+    "LeaseLostError",
+    "PermanentError",
+    "QueueError",
+    "RecoveryError",
+    "SchemaVersionError",
+    "StabilizeBaseException",
+    "StabilizeError",
+    "StageError",
+    "StageNotFoundError",
+    "StoreError",
+    "TaskError",
+    "TaskNotFoundError",
+    "TaskTimeoutError",
+    "TransientError",
+    "TransientVerificationError",
+    "UnknownMessageError",
+    "UnknownReducerError",
+    "VerificationError",
+    "WorkflowCanceledError",
+    "WorkflowError",
+    "WorkflowFailedError",
+    "WorkflowFileError",
+    "WorkflowNotFoundError",
+    "WorkflowStateError",
+    "WorkflowTimeoutError",
+    "describe_error",
+    "is_transient",
+    "truncate_error",
+]
+#: Names of Celery tasks (``stabilize.<name>``), and stored in databases.
+MESSAGES = [
+    "CancelStage",
+    "CancelWorkflow",
+    "CompleteStage",
+    "CompleteTask",
+    "CompleteWorkflow",
+    "ContinueParentStage",
+    "ExpireSuspension",
+    "InvalidStageId",
+    "InvalidTaskId",
+    "InvalidTaskType",
+    "InvalidWorkflowId",
+    "JumpToStage",
+    "PauseWorkflow",
+    "RestartStage",
+    "ResumeWorkflow",
+    "RunHook",
+    "RunTask",
+    "SignalStage",
+    "SkipStage",
+    "StartStage",
+    "StartTask",
+    "StartWaitingWorkflows",
+    "StartWorkflow",
+]
+RUN = [
+    "cancel",
+    "cancel_stage",
+    "get",
+    "history",
+    "pause",
+    "ready",
+    "restart_stage",
+    "resume",
+    "signal",
+    "skip_stage",
+    "status",
+    "successful",
+    "wait",
+    "workflow",
+]
+
+
+def defined_in(module: ModuleType) -> list[str]:
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+    )
+
+
+def test_names_of_the_package():
+    assert sorted(stabilize_celery.__all__) == PACKAGE
+
+
+def test_the_package_has_no_other_names_than_it_says():
+    names = {
+        name
+        for name, value in vars(stabilize_celery).items()
+        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
+    }
+    assert names == set(stabilize_celery.__all__)
+
+
+def test_names_of_the_errors():
+    assert defined_in(errors) == ERRORS
+
+
+def test_names_of_the_messages():
+    assert sorted(messages.MESSAGE_TYPES) == MESSAGES
+
+
+def test_names_of_a_run():
+    assert [name for name in dir(WorkflowRun) if not name.startswith("_")] == RUN

@@ -58,6 +58,11 @@ class TaskOptions(BaseModel):
     #: Names of context keys (or of entries of ``env`` or ``headers``) whose values are shown as ``***``.
     secrets: list[str] = Field(default_factory=list)
 
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """The context keys that are options."""
+        return frozenset(field.alias or name for name, field in cls.model_fields.items())
+
     def failure(self, error: str, data: Mapping[str, Any] | None = None) -> TaskResult:
         """A failure that keeps ``data`` in the stage's context, or in its outputs if the workflow goes on."""
         if self.continue_on_failure:
@@ -79,7 +84,8 @@ def read_options(model: type[Options], stage: StageExecution) -> Options:
     Raises:
         OptionError: names the stage, the option and the value.
     """
-    own = {key: value for key, value in stage.own_context.items() if key in model.model_fields}
+    names = model.names()
+    own = {key: value for key, value in stage.own_context.items() if key in names}
     try:
         return model.model_validate(own)
     except ValidationError as error:
@@ -120,7 +126,7 @@ def masker_of(stage: StageExecution, *more: Any) -> Masker:
 def visible_data(model: type[TaskOptions], stage: StageExecution) -> dict[str, Any]:
     """What a script or a ``{key}`` may use: everything the stage sees but its own options and engine keys."""
     own = stage.own_context
-    reserved = ENGINE_KEYS | model.model_fields.keys()
+    reserved = ENGINE_KEYS | model.names()
     return {
         key: value
         for key, value in stage.context.items()

@@ -144,10 +144,11 @@ def foreign_process() -> Iterator[list[int]]:
         os.kill(pid, 9)
 
 
-def test_a_daemon_that_leaves_the_group_stays(foreign_process: list[int]):
-    result = shell("setsid sleep 1000 >/dev/null 2>&1 & echo $!")
-    # setsid(1) execs in place when it is no group leader, so the number stays the same.
-    foreign_process += pids(result.stdout)
+def test_a_daemon_that_has_left_the_group_stays(foreign_process: list[int], tmp_path: Path):
+    fifo = tmp_path / "left"
+    os.mkfifo(fifo)
+    daemon = f"echo $$ > {fifo}; exec sleep 1000"
+    foreign_process += pids(shell(f"setsid sh -c '{daemon}' >/dev/null 2>&1 & cat {fifo}").stdout)
     assert is_running(foreign_process[0])
 
 

@@ -25,7 +25,7 @@ from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
-from stabilize_celery.tasks.interface import RetryableTask, Task, as_result
+from stabilize_celery.tasks.interface import RetryableTask, Task
 from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult
@@ -207,7 +207,11 @@ class _Attempt:
         self, implementation: Task, stage: StageExecution, task: TaskExecution, call: Callable[[], Any]
     ) -> Outcome:
         try:
-            result = as_result(call(), f"task {task.name}") if not _is_hook(self._message) else call()
+            result = call()
+            if not isinstance(result, TaskResult) and not _is_hook(self._message):
+                raise TypeError(
+                    f"execute of task {task.name} returned {type(result).__name__}; return a TaskResult"
+                )
         except KeyboardInterrupt:
             raise
         except BaseException as error:

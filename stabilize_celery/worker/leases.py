@@ -18,6 +18,8 @@ from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.tasks.run import TaskRun
 
 logger = logging.getLogger(__name__)
+#: How long the thread sleeps when this process runs no task.
+_IDLE = 60.0
 
 
 @dataclass
@@ -77,7 +79,7 @@ class LeaseKeeper:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="stabilize-leases", daemon=True)
                 self._thread.start()
-            elif lease.deadline < self._wakes_at:
+            elif min(lease.deadline, time.monotonic() + self._heartbeat) < self._wakes_at:
                 self._condition.notify()
         try:
             yield lease
@@ -90,7 +92,8 @@ class LeaseKeeper:
         next_beat = time.monotonic() + self._heartbeat
         while True:
             with self._condition:
-                moments = [next_beat if self._leases else next_beat + 60.0]
+                idle = not self._leases
+                moments = [time.monotonic() + _IDLE if idle else next_beat]
                 moments += [x.deadline for x in self._leases.values() if not x.expired]
                 moments += [x.kill_at for x in self._leases.values() if x.kill_at is not None]
                 self._wakes_at = min(moments)
@@ -99,8 +102,9 @@ class LeaseKeeper:
             now = time.monotonic()
             for lease in leases:
                 self._watch(lease, now)
-            if now >= next_beat:
+            if not idle and now >= next_beat:
                 self._beat(leases)
+            if idle or now >= next_beat:
                 next_beat = time.monotonic() + self._heartbeat
 
     def _watch(self, lease: Lease, now: float) -> None:

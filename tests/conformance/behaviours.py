@@ -8,6 +8,7 @@
                       the context says under its name (``{"return": ...}`` or nothing)
 ``polling``           a script as a RetryableTask: ``backoff`` and ``total`` in seconds; hooks as above
 ``skippable``         a script as a SkippableTask: ``enabled`` is true, false, or an error's name to raise
+``function``          a plain function that returns what the context says under ``give``
 ``see``               outputs under ``seen`` everything it sees
 ====================  ==========================================================================================
 
@@ -262,7 +263,13 @@ class Skippable(SkippableTask):
         return follow_script(stage)
 
 
+def function(stage: StageExecution) -> Any:
+    record(stage, "start")
+    return stage.own_context.get("give")
+
+
 TASKS: dict[str, Any] = {
+    "function": function,
     "ok": Ok,
     "fail": Fail,
     "script": Script,

@@ -14,7 +14,7 @@ from stabilize_celery.cli.ids import find_run
 from stabilize_celery.cli.output import print_json
 from stabilize_celery.dag.render import to_dot, to_mermaid
 from stabilize_celery.engine import Stabilize
-from stabilize_celery.errors import TaskNotFoundError, WorkflowFileError
+from stabilize_celery.errors import WorkflowFileError
 from stabilize_celery.loader import WorkflowFile, read_workflow_file
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.stages.builder import StageDefinitionBuilder
@@ -94,18 +94,6 @@ def unknown_types(workflow: Workflow, engine: Stabilize) -> list[str]:
         for task in stage.tasks
         if not engine.registry.knows(task.implementing_class)
     ]
-
-
-def refuse_unknown_types(workflow: Workflow, engine: Stabilize) -> None:
-    """Refuse to start what would fail in the middle.
-
-    Raises:
-        TaskNotFoundError: naming the stages and the types.
-    """
-    problems = unknown_types(workflow, engine)
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise TaskNotFoundError("; ".join(problem.rstrip(".") for problem in problems[:5]) + more)
 
 
 @click.command("validate", cls=EngineCommand, short_help="Check a workflow file.")

@@ -37,11 +37,11 @@ def find_run(engine: Stabilize, given: str) -> WorkflowRun:
 
 def _unknown(engine: Stabilize, given: str, part: str) -> str:
     message = f"there is no workflow {given} in {engine.store.database.name}"
-    # What is random in an id is its end; the beginning would make every id look alike.
-    ends = {known[-len(part[-16:]) :]: known for known in newest_ids(engine.store, 2000)} if part else {}
-    close = get_close_matches(part[-16:], ends, n=1, cutoff=0.75)
-    if close:
-        return f"{message}, did you mean {ends[close[0]]}?"
     if len(part) < SHORTEST_PART:
         return f"{message}; write an id, or {SHORTEST_PART} or more characters of its end"
-    return f"{message}; `list` shows those there are"
+    # What is random in an id is its end; the beginning would make every id look alike.
+    ends = {known[-len(part[-16:]) :]: known for known in newest_ids(engine.store, 2000)}
+    close = get_close_matches(part[-16:], ends, n=1, cutoff=0.75)
+    return (
+        f"{message}, did you mean {ends[close[0]]}?" if close else f"{message}; `list` shows those there are"
+    )

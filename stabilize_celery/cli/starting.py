@@ -18,7 +18,7 @@ from stabilize_celery.cli.base import (
     user_option,
 )
 from stabilize_celery.cli.controlling import json_object
-from stabilize_celery.cli.files import bring_tasks, own_engine, read_file, refuse_unknown_types
+from stabilize_celery.cli.files import bring_tasks, own_engine, read_file
 from stabilize_celery.cli.ids import find_run
 from stabilize_celery.cli.looking import finish, follow
 from stabilize_celery.cli.output import print_json
@@ -64,8 +64,6 @@ def start_command(
     """Start the workflow of FILE (Python, YAML or JSON) and print its id; workers run it."""
     workflow = _prepared(read_file(file), user, context)
     engine = open_engine(ctx, make_tables=True)
-    if engine.app is not None:
-        refuse_unknown_types(workflow, engine)
     run = engine.start(workflow, dedup_key=dedup_key)
     if as_json:
         print_json({"id": run.id, "status": str(run.status), "new": run.id == workflow.id})
@@ -109,14 +107,12 @@ def run_command(
     if engine is not None:
         ctx.call_on_close(engine.close)
         check_tables(engine)
-        refuse_unknown_types(workflow, engine)
         run = find_run(engine, continued) if continued else engine.start(workflow, dedup_key=dedup_key)
         follow(ctx, run, timeout, as_json)
         return
     engine = _embedded(read, database_url_of(ctx), concurrency)
     ctx.call_on_close(engine.close)
     check_tables(engine, make_tables=True)
-    refuse_unknown_types(workflow, engine)
     # What tasks print must not get between the lines of the JSON document.
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         if continued:

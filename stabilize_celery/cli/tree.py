@@ -77,10 +77,12 @@ class LiveTree:
         if self._thread is not None:
             self._thread.join()
         # If the block failed because the database cannot be reached, that is what must be heard of.
-        with contextlib.suppress(StabilizeError) if kind is not None else contextlib.nullcontext():
-            self._show_last()
-        if self._live is not None:
-            self._live.stop()
+        try:
+            with contextlib.suppress(StabilizeError) if kind is not None else contextlib.nullcontext():
+                self._show_last()
+        finally:
+            if self._live is not None:
+                self._live.stop()
 
     def _follow(self, live: Live) -> None:
         pause = 0.0

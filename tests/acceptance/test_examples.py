@@ -61,12 +61,14 @@ def test_an_embedded_example_is_a_workflow_file(name):
 
 
 @pytest.fixture
-def shop(broker_url, postgres_url):
-    return {"CELERY_BROKER_URL": broker_url, "STABILIZE_DATABASE_URL": postgres_url}
+def shop(broker_url, empty_postgres_url):
+    return {"CELERY_BROKER_URL": broker_url, "STABILIZE_DATABASE_URL": empty_postgres_url}
 
 
 def test_the_celery_app_charges_and_ships(shop, start_worker):
     path = os.pathsep.join([str(EXAMPLES), str(ROOT)])
+    celery = [sys.executable, "-m", "celery", "-A", "celery_app"]
+    run(*celery, "stabilize", "migrate", cwd=EXAMPLES, **shop)
     start_worker("celery_app:app", env={**os.environ, **shop, "PYTHONPATH": path})
     first = run_example("celery_app.py", **shop)
     assert first.endswith(" parcel for ch_42\n")

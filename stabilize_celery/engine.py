@@ -21,6 +21,7 @@ from stabilize_celery.handlers.registry import default_handlers
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.nesting import Nesting
 from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
@@ -46,7 +47,7 @@ def _end_this_process() -> None:
 T = TypeVar("T", bound=TaskSource)
 
 
-class Stabilize(Control):
+class Stabilize(Control, Nesting):
     """The workflow engine.
 
     ``Stabilize(app)`` installs it on a Celery app; ``Stabilize()`` and later :meth:`init_app` do the same in two
@@ -57,8 +58,9 @@ class Stabilize(Control):
         self.app: Celery | None = None
         self.registry = TaskRegistry()
         register_builtin_tasks(self.registry)
-        self.registry.mark_builtin()
         self.builders = StageDefinitionBuilderFactory(fallback=global_factory())
+        self._enable_nesting()
+        self.registry.mark_builtin()
         self._settings: Settings | None = None
         self._clock: Clock | None = None
         self._concurrency = 1

@@ -5,20 +5,22 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from stabilize_celery.dag.validation import validate_workflow
 from stabilize_celery.errors import InvalidWorkflowError, WorkflowFileError
 from stabilize_celery.files.convert import to_workflow, workflow_to_dict
-from stabilize_celery.files.document import read_json, read_text, read_yaml
+from stabilize_celery.files.document import Document, read_json, read_text, read_yaml
 from stabilize_celery.files.places import Place, file_error
 from stabilize_celery.files.schema import read_form
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.suggestions import did_you_mean
 
-__all__ = ["WorkflowFile", "load_workflow", "read_workflow_file", "workflow_to_dict"]
+__all__ = ["WorkflowFile", "load_workflow", "read_workflow_file", "workflow_from_dict", "workflow_to_dict"]
 
 _READERS = {".yaml": read_yaml, ".yml": read_yaml, ".json": read_json}
 
@@ -46,6 +48,16 @@ def load_workflow(path: str | Path) -> Workflow:
             far as these are known.
     """
     return read_workflow_file(path).workflow
+
+
+def workflow_from_dict(data: Mapping[str, Any], where: str = "workflow") -> Workflow:
+    """The workflow that data of the form of a workflow file describes.
+
+    Raises:
+        WorkflowFileError: what is wrong with it; ``where`` says what it is.
+    """
+    document = Document(Path(where), dict(data), lambda: None)
+    return to_workflow(document, read_form(document))
 
 
 def read_workflow_file(path: str | Path) -> WorkflowFile:

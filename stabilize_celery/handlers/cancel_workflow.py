@@ -33,3 +33,12 @@ class CancelWorkflowHandler(Handler[CancelWorkflow]):
                 if not stage.status.is_complete:
                     cancel_stage(unit, stage, reason, message.user or None, force=message.force)
         end_workflow(unit, workflow, S.CANCELED, message.reason, actor=message.user or None)
+        for child in unit.sub_workflows(workflow):
+            unit.send(
+                CancelWorkflow(
+                    workflow_id=child,
+                    user=message.user,
+                    reason=f"workflow {workflow.name} was canceled",
+                    force=message.force,
+                )
+            )

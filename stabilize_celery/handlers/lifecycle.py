@@ -6,12 +6,15 @@ from typing import Any
 
 from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.handlers.unit import Unit
-from stabilize_celery.messages import RunHook, RunTask, StartWaitingWorkflows
+from stabilize_celery.messages import CancelWorkflow, RunHook, RunTask, SignalStage, StartWaitingWorkflows
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.status import validate_transition
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
+
+#: The signal a sub-workflow sends when it ends.
+SUB_WORKFLOW_ENDED = "_sub_workflow_ended"
 
 #: What an earlier pass of the workflow leaves in a stage's context that must not meet a later one.
 PASS_KEYS = (
@@ -23,6 +26,7 @@ PASS_KEYS = (
     "_signal_data",
     "_signal_user",
     "jump_error",
+    "_sub_workflow_id",
 )
 
 
@@ -124,7 +128,7 @@ def cancel_stage(
 ) -> None:
     """A stage that has not ended is canceled, and whoever works for it is told.  Its synthetic stages are not."""
     active = [task for task in stage.tasks if task.status in (S.RUNNING, S.SUSPENDED, S.PAUSED)]
-    unit.stop_running(stage, force=force)
+    abandon_work(unit, stage, reason, actor, force)
     for task in stage.tasks:
         if not task.status.is_complete:
             finish_task(unit, stage, task, S.CANCELED, reason)
@@ -133,13 +137,23 @@ def cancel_stage(
     send_hooks(unit, stage, "on_cleanup", stage.tasks)
 
 
+def abandon_work(
+    unit: Unit, stage: StageExecution, reason: str, actor: str | None = None, force: bool = False
+) -> None:
+    """Whoever works for a stage is told that it is not wanted any more: its worker, its sub-workflow."""
+    unit.stop_running(stage, force=force)
+    child = stage.own_context.get("_sub_workflow_id")
+    if child is not None and not stage.status.is_complete:
+        unit.send(CancelWorkflow(workflow_id=child, user=actor or "", reason=reason, force=force))
+
+
 def reset_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | None = None) -> None:
     """A stage begins anew, in a new generation: nothing of its last pass counts any more but its context.
 
     Messages of the old generation are stale from here on (promise P5).
     """
     running = [task for task in stage.tasks if task.status is S.RUNNING]
-    unit.stop_running(stage, force=False)
+    abandon_work(unit, stage, reason, actor)
     send_hooks(unit, stage, "on_cancel", running)
     unit.drop_signals(stage)
     old = stage.status
@@ -169,9 +183,20 @@ def reset_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | Non
 def end_workflow(
     unit: Unit, workflow: Workflow, status: S, reason: str = "", actor: str | None = None
 ) -> None:
-    """A workflow ends, and gives its slot back."""
+    """A workflow ends, gives its slot back, and tells the task that waits for it."""
     transition(unit, workflow, status, reason, actor=actor, end_time=unit.now)
     give_back_slot(unit, workflow)
+    if workflow.parent is not None:
+        unit.send(
+            SignalStage(
+                workflow_id=workflow.parent.workflow_id,
+                stage_id=workflow.parent.stage_id,
+                generation=workflow.parent.generation,
+                signal_name=SUB_WORKFLOW_ENDED,
+                signal_data={"workflow_id": workflow.id, "status": status.name},
+                persistent=True,
+            )
+        )
 
 
 def give_back_slot(unit: Unit, workflow: Workflow) -> None:

@@ -11,7 +11,7 @@ from stabilize_celery.models.trigger import PausedDetails
 
 
 class PauseWorkflowHandler(Handler[PauseWorkflow]):
-    """A paused execution holds no slot of its configuration."""
+    """A paused execution holds no slot of its configuration; its sub-workflows pause with it."""
 
     message_type = PauseWorkflow
 
@@ -29,3 +29,5 @@ class PauseWorkflowHandler(Handler[PauseWorkflow]):
             paused=PausedDetails(paused_by=message.user, pause_time=unit.now, paused_ms=before),
         )
         give_back_slot(unit, workflow)
+        for child in unit.sub_workflows(workflow):
+            unit.send(PauseWorkflow(workflow_id=child, user=message.user))

@@ -32,6 +32,8 @@ class ResumeWorkflowHandler(Handler[ResumeWorkflow]):
             return
         actor = message.user or None
         self._end_pause(unit, workflow)
+        for child in unit.sub_workflows(workflow):
+            unit.send(ResumeWorkflow(workflow_id=child, user=message.user))
         if workflow.start_time is None:
             transition(unit, workflow, S.NOT_STARTED, "resumed", actor=actor)
             unit.send(StartWorkflow(workflow_id=workflow.id, pipeline_config_id=workflow.pipeline_config_id))

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_stage
 from stabilize_celery.handlers.branches import resume_progress, stage_ended
-from stabilize_celery.handlers.lifecycle import cancel_stage, finish_task, send_hooks, transition
+from stabilize_celery.handlers.lifecycle import (
+    abandon_work,
+    cancel_stage,
+    finish_task,
+    send_hooks,
+    transition,
+)
 from stabilize_celery.handlers.start_stage import see_upstreams
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import SkipStage
@@ -34,7 +40,7 @@ class SkipStageHandler(Handler[SkipStage]):
         for child in stage.synthetic_stages():
             if not child.status.is_complete:
                 cancel_stage(unit, child, f"stage {stage.ref_id} was skipped", user)
-        unit.stop_running(stage, force=False)
+        abandon_work(unit, stage, reason or "skipped", user)
         if stage.status in (S.SUSPENDED, S.PAUSED):
             transition(unit, stage, S.RUNNING, "to be skipped", actor=user)
         if not was_started:

@@ -74,6 +74,9 @@ class Unit(Protocol):
     def statuses(self, workflow: Workflow) -> dict[WorkflowStatus, int]:
         """How many of the workflow's own stages are in which status."""
 
+    def sub_workflows(self, workflow: Workflow) -> list[str]:
+        """The ids of the workflows that its tasks started and that have not ended."""
+
     # -- changing
 
     def change(self, entity: Workflow | StageExecution, **values: Any) -> None:

@@ -15,6 +15,16 @@ from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.trigger import PausedDetails, Trigger
 
 
+@dataclass(frozen=True)
+class ParentTask:
+    """The task of another workflow that waits for this one, and how deep they are nested."""
+
+    workflow_id: str
+    stage_id: str
+    generation: int = 0
+    depth: int = 1
+
+
 class WorkflowType(Enum):
     """A workflow with a configuration behind it, or one made up on the spot."""
 
@@ -55,6 +65,9 @@ class Workflow:
     config_version: str | None = None
     #: A second start with the same application and key returns this execution.
     dedup_key: str | None = None
+
+    #: The task that started it as a sub-workflow and is told when it ends.
+    parent: ParentTask | None = None
 
     #: Branches that are still going on or wait in a join; zero means nothing more will happen.
     live_branches: int = field(default=0, repr=False)

@@ -33,7 +33,16 @@ from stabilize_celery.persistence.tables import edges, messages, slots, stages, 
 #: What handlers need of a workflow besides a stage of it; its context and trigger are read only when asked for.
 WORKFLOW_HEADER = tuple(
     workflows.c[name]
-    for name in ("id", "name", "status", "is_canceled", "pipeline_config_id", "live_branches", "has_halted")
+    for name in (
+        "id",
+        "name",
+        "status",
+        "is_canceled",
+        "pipeline_config_id",
+        "live_branches",
+        "has_halted",
+        "parent",
+    )
 )
 _HEADER_PREFIX = "wf_"
 
@@ -158,6 +167,13 @@ read_upstream_outputs = (
     .where(edges.c.downstream_id == bindparam("stage_id"))
 )
 
+#: The outputs of the synthetic stages of a stage, in the order planned.
+read_child_outputs = (
+    select(stages.c.status, stages.c.outputs)
+    .where(stages.c.parent_stage_id == bindparam("stage_id"), stages.c.phase == bindparam("phase"))
+    .order_by(stages.c.topo, stages.c.id)
+)
+
 #: The outputs of some stages.
 read_outputs = select(stages.c.id, stages.c.outputs).where(
     stages.c.id.in_(bindparam("stage_ids", expanding=True))
@@ -209,6 +225,11 @@ read_children = (
     )
     .where(stages.c.parent_stage_id == bindparam("stage_id"))
     .order_by(stages.c.position, stages.c.id)
+)
+
+#: The sub-workflows that tasks of a workflow started.
+read_sub_workflows = select(workflows.c.id).where(
+    workflows.c.parent_workflow_id == bindparam("workflow_id"), workflows.c.end_time.is_(None)
 )
 
 #: A workflow's row, locked.

@@ -11,7 +11,7 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.trigger import PausedDetails, Trigger
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.workflow import ParentTask, Workflow
 from stabilize_celery.persistence import tables
 
 _DEFAULT_TASK = TaskExecution(id="")
@@ -26,8 +26,12 @@ STAGE_COLUMNS = tuple(
 WORKFLOW_COLUMNS = tuple(
     column.name
     for column in tables.workflows.c
-    if column.name not in ("trigger", "paused", "holds_slot", "created_at")
+    if column.name not in ("trigger", "paused", "parent", "parent_workflow_id", "holds_slot", "created_at")
 )
+
+
+#: Columns of a workflow whose value is made from the attribute.
+_CONVERTED = ("trigger", "paused", "parent", "parent_workflow_id")
 
 
 def task_to_json(task: TaskExecution) -> dict[str, Any]:
@@ -86,12 +90,16 @@ def workflow_column(workflow: Workflow, name: str) -> Any:
         return workflow.trigger.to_dict()
     if name == "paused":
         return None if workflow.paused is None else _paused_to_json(workflow.paused)
+    if name == "parent":
+        return None if workflow.parent is None else asdict(workflow.parent)
+    if name == "parent_workflow_id":
+        return None if workflow.parent is None else workflow.parent.workflow_id
     return getattr(workflow, name)
 
 
 def workflow_row(workflow: Workflow, created_at: datetime) -> dict[str, Any]:
     """A whole row for a new workflow."""
-    row = {name: workflow_column(workflow, name) for name in (*WORKFLOW_COLUMNS, "trigger", "paused")}
+    row = {name: workflow_column(workflow, name) for name in (*WORKFLOW_COLUMNS, *_CONVERTED)}
     row["created_at"] = workflow.created_at = created_at
     row["holds_slot"] = False
     return row
@@ -104,6 +112,8 @@ def workflow_from_row(row: Mapping[str, Any]) -> Workflow:
         values["trigger"] = Trigger.from_dict(row["trigger"])
     if row.get("paused") is not None:
         values["paused"] = _paused_from_json(row["paused"])
+    if row.get("parent") is not None:
+        values["parent"] = ParentTask(**row["parent"])
     return Workflow(**values)
 
 

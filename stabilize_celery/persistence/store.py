@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
 from stabilize_celery.errors import WorkflowNotFoundError, WorkflowStateError
-from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
@@ -194,6 +194,14 @@ class WorkflowStore(MessageStore, LeaseStore):
         """The outputs of all ancestors of a stage; of a key given twice the topologically last survives."""
         stage = self.retrieve(workflow_id).stage_by_ref_id(ref_id)
         return {} if stage is None else get_merged_ancestor_outputs(stage)
+
+    def instances(self, stage_id: str) -> list[tuple[WorkflowStatus, dict[str, Any]]]:
+        """Status and outputs of the synthetic stages that ran before a stage, in the order planned."""
+        with self.database.autocommit() as connection:
+            found = connection.execute(
+                queries.read_child_outputs, {"stage_id": stage_id, "phase": Phase.BEFORE}
+            )
+            return [(row.status, row.outputs) for row in found]
 
     def history(self, workflow_id: str) -> list[dict[str, Any]]:
         """Every transition of a workflow, in order."""

@@ -62,6 +62,8 @@ workflows = Table(
     Column("origin", Text, nullable=False),
     Column("config_version", Text),
     Column("dedup_key", Text),
+    Column("parent", Json),
+    Column("parent_workflow_id", _ID),
     #: See Workflow.live_branches: the hidden join over all branches.
     Column("live_branches", Integer, nullable=False),
     Column("has_halted", Boolean, nullable=False),
@@ -79,6 +81,13 @@ Index(
     workflows.c.id,
     postgresql_where=text("holds_slot OR status = 'BUFFERED'"),
     sqlite_where=text("holds_slot OR status = 'BUFFERED'"),
+)
+
+Index(
+    "ix_stabilize_workflows_parent",
+    workflows.c.parent_workflow_id,
+    postgresql_where=text("parent_workflow_id IS NOT NULL"),
+    sqlite_where=text("parent_workflow_id IS NOT NULL"),
 )
 
 stages = Table(

@@ -222,6 +222,10 @@ class UnitOfWork:
         found = self.connection.execute(queries.count_statuses, {"workflow_id": workflow.id})
         return {row.status: row.n for row in found}
 
+    def sub_workflows(self, workflow: Workflow) -> list[str]:
+        found = self.connection.execute(queries.read_sub_workflows, {"workflow_id": workflow.id})
+        return list(found.scalars())
+
     # ------------------------------------------------------------------ changing
 
     def change(self, entity: Workflow | StageExecution, **values: Any) -> None:

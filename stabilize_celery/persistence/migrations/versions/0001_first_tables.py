@@ -57,6 +57,8 @@ def _workflows() -> None:
         sa.Column("origin", sa.Text(), nullable=False),
         sa.Column("config_version", sa.Text()),
         sa.Column("dedup_key", sa.Text()),
+        sa.Column("parent", sa.JSON()),
+        sa.Column("parent_workflow_id", _id()),
         sa.Column("live_branches", sa.Integer(), nullable=False),
         sa.Column("has_halted", sa.Boolean(), nullable=False),
         sa.Column("holds_slot", sa.Boolean(), server_default=sa.text("false"), nullable=False),
@@ -65,6 +67,13 @@ def _workflows() -> None:
         sa.UniqueConstraint(
             "application", "dedup_key", name=op.f("uq_stabilize_workflows_application_dedup_key")
         ),
+    )
+    op.create_index(
+        "ix_stabilize_workflows_parent",
+        "stabilize_workflows",
+        ["parent_workflow_id"],
+        postgresql_where=sa.text("parent_workflow_id IS NOT NULL"),
+        sqlite_where=sa.text("parent_workflow_id IS NOT NULL"),
     )
     op.create_index("ix_stabilize_workflows_listing", "stabilize_workflows", ["application", "id"])
     op.create_index(

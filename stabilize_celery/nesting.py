@@ -1,0 +1,86 @@
+"""Workflows within workflows: what tasks ask of the engine they run in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stabilize_celery.errors import ConfigurationError, InvalidWorkflowError
+from stabilize_celery.loader import workflow_from_dict
+from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.run import WorkflowRun, merged_outputs, stage_errors
+from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
+from stabilize_celery.stages.map import MapStageBuilder
+from stabilize_celery.suggestions import did_you_mean
+from stabilize_celery.tasks.map import MapTask
+from stabilize_celery.tasks.registry import TaskRegistry
+from stabilize_celery.tasks.sub_workflow import SubWorkflowTask
+
+if TYPE_CHECKING:
+    from stabilize_celery.persistence.store import WorkflowStore
+
+#: Makes a new workflow from what the starting stage sees.
+WorkflowFactory = Callable[[Mapping[str, Any]], Workflow]
+
+
+class Nesting:
+    """The part of :class:`stabilize_celery.engine.Stabilize` behind ``sub_workflow`` and ``map`` stages."""
+
+    registry: TaskRegistry
+    builders: StageDefinitionBuilderFactory
+
+    if TYPE_CHECKING:
+
+        @property
+        def store(self) -> WorkflowStore: ...
+        def start(self, workflow: Workflow, *, dedup_key: str | None = None) -> WorkflowRun: ...
+
+    def _enable_nesting(self) -> None:
+        self._factories: dict[str, WorkflowFactory] = {}
+        self.registry.register("sub_workflow", SubWorkflowTask(self))
+        self.registry.register("map", MapTask(self._read_instances))
+        self.builders.register(MapStageBuilder())
+
+    def register_workflow(self, name: str, factory: WorkflowFactory) -> None:
+        """Register a workflow that ``sub_workflow`` stages can name.
+
+        Args:
+            name: how they name it.
+            factory: makes a new :class:`Workflow` each time, from what the starting stage sees.
+        """
+        if not name or not callable(factory):
+            raise ConfigurationError("a registered workflow needs a name and a function that makes it")
+        self._factories[name] = factory
+
+    def build_sub_workflow(self, definition: Any, context: Mapping[str, Any]) -> Workflow:
+        """A new workflow from a definition, or by the name it is registered under.
+
+        Raises:
+            InvalidWorkflowError, WorkflowFileError: the definition is none, or nothing has that name.
+        """
+        if not isinstance(definition, str):
+            return workflow_from_dict(definition, "sub-workflow")
+        factory = self._factories.get(definition)
+        if factory is None:
+            raise InvalidWorkflowError(
+                f"no workflow is registered as {definition!r}{did_you_mean(definition, self._factories)}"
+            )
+        workflow = factory(context)
+        if not isinstance(workflow, Workflow):
+            raise InvalidWorkflowError(
+                f"the function registered as {definition!r} gave {type(workflow).__name__}, not a Workflow"
+            )
+        return workflow
+
+    def start_sub_workflow(self, workflow: Workflow, dedup_key: str) -> str:
+        """Start a workflow once for its key; returns its id."""
+        return self.start(workflow, dedup_key=dedup_key).id
+
+    def sub_workflow_result(self, workflow_id: str) -> tuple[WorkflowStatus, dict[str, Any], dict[str, str]]:
+        """Status, merged outputs, and errors by stage."""
+        workflow = self.store.retrieve(workflow_id)
+        return workflow.status, merged_outputs(workflow), stage_errors(workflow)
+
+    def _read_instances(self, stage_id: str) -> Sequence[tuple[WorkflowStatus, dict[str, Any]]]:
+        return self.store.instances(stage_id)

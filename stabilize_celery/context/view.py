@@ -33,7 +33,7 @@ def inherited_values(
         values |= parent.own_context
     values |= resolve(stage.sources, outputs)
     for key, collected in (reduced or {}).items():
-        values[key] = reduce_values(stage.output_reducers[key], collected)
+        values[key] = reduce_values(stage.output_reducers[key], collected, key)
     return values
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from stabilize_celery.context.sources import child_rank
 from stabilize_celery.context.view import apply_view
 from stabilize_celery.dag.graph import StageGraphBuilder
-from stabilize_celery.errors import describe_error
+from stabilize_celery.errors import StageError, UnknownReducerError, describe_error
 from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.handlers.lifecycle import update_context
 from stabilize_celery.handlers.unit import Unit
@@ -93,10 +93,22 @@ def _ask(builder: StageDefinitionBuilder, stage: StageExecution, phase: Phase) -
     return graph.build()
 
 
+def seen_by(unit: Unit, stage: StageExecution) -> dict[str, Any]:
+    """Everything a stage sees that is not its own.
+
+    Raises:
+        PlanningFailedError: a join cannot combine what it gets.
+    """
+    try:
+        return unit.sees(stage)
+    except (StageError, UnknownReducerError) as error:
+        raise PlanningFailedError(str(error)) from error
+
+
 @contextmanager
 def _planning(unit: Unit, stage: StageExecution) -> Iterator[None]:
     """Show the builder what the stage sees, and turn whatever it raises into one error."""
-    apply_view(stage, unit.sees(stage))
+    apply_view(stage, seen_by(unit, stage))
     try:
         yield
     except Exception as error:

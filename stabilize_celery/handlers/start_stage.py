@@ -7,7 +7,13 @@ from stabilize_celery.dag.enabled import enabling_condition
 from stabilize_celery.errors import ExpressionError, InvalidWorkflowError
 from stabilize_celery.handlers.base import Handler, find_stage, stage_ids
 from stabilize_celery.handlers.lifecycle import transition, update_context
-from stabilize_celery.handlers.planning import PlanningFailedError, begin_phase, plan_tasks, planning_failed
+from stabilize_celery.handlers.planning import (
+    PlanningFailedError,
+    begin_phase,
+    plan_tasks,
+    planning_failed,
+    seen_by,
+)
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteStage, SkipStage, StartStage, StartTask
 from stabilize_celery.models.stage import Phase, StageExecution
@@ -29,19 +35,26 @@ class StartStageHandler(Handler[StartStage]):
         if stage.start_time_expiry is not None and stage.start_time_expiry <= unit.now:
             unit.send(SkipStage(**stage_ids(stage), reason="its start time has expired"))
             return
-        if not is_enabled(unit, stage):
-            unit.send(SkipStage(**stage_ids(stage), reason="stageEnabled is false"))
-            return
-        transition(unit, stage, S.RUNNING, start_time=unit.now, released=False)
         try:
+            if not is_enabled(unit, stage):
+                unit.send(SkipStage(**stage_ids(stage), reason="stageEnabled is false"))
+                return
+            begin(unit, stage)
             plan_tasks(unit, stage)
             if begin_phase(unit, stage, Phase.BEFORE):
                 return
         except PlanningFailedError as error:
+            begin(unit, stage)
             planning_failed(unit, stage, Phase.BEFORE, error)
             unit.send(CompleteStage(**stage_ids(stage)))
             return
         start_work(unit, stage)
+
+
+def begin(unit: Unit, stage: StageExecution) -> None:
+    """The stage runs from now on."""
+    if stage.status is S.NOT_STARTED:
+        transition(unit, stage, S.RUNNING, start_time=unit.now, released=False)
 
 
 def start_work(unit: Unit, stage: StageExecution) -> None:
@@ -62,12 +75,16 @@ def see_upstreams(unit: Unit, stage: StageExecution) -> None:
 
 
 def is_enabled(unit: Unit, stage: StageExecution) -> bool:
-    """Evaluate ``stageEnabled`` on what the stage sees (decision 6); an error counts as false and is recorded."""
+    """Evaluate ``stageEnabled`` on what the stage sees (decision 6); an error counts as false and is recorded.
+
+    Raises:
+        PlanningFailedError: a join cannot combine what it gets.
+    """
     try:
         condition = enabling_condition(stage.context)
         if isinstance(condition, bool):
             return condition
-        names = {**unit.stage_names(stage), **unit.sees(stage), **stage.context}
+        names = {**unit.stage_names(stage), **seen_by(unit, stage), **stage.context}
         return bool(condition.evaluate(names))
     except (ExpressionError, InvalidWorkflowError) as error:
         update_context(unit, stage, {"stageEnabledError": str(error)})

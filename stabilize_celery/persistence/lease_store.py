@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection
 
+from stabilize_celery.context.view import apply_view
+from stabilize_celery.errors import StabilizeError, StageError, UnknownReducerError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
@@ -15,18 +18,26 @@ from stabilize_celery.persistence.base import BaseStore
 from stabilize_celery.persistence.views import read_inherited
 
 
+@dataclass
+class Claimed:
+    """A message that is this worker's now.
+
+    Attributes:
+        row: the message.
+        stage: its stage, with what it sees in ``context``; ``None`` if it is gone.
+        problem: why what it sees could not be put together; ``context`` is the stage's own then.
+    """
+
+    row: dict[str, Any]
+    stage: StageExecution | None = None
+    problem: StabilizeError | None = None
+
+
 class LeaseStore(BaseStore):
     """The part of the store that workers use while they run user code."""
 
-    def claim(
-        self, message_id: str, owner: str, lease: float
-    ) -> tuple[dict[str, Any], StageExecution | None] | None:
-        """Claim a task for this worker.
-
-        Returns:
-            The claimed row and the stage with what it sees in ``context`` (``None`` if it is gone); nothing if the
-            message was handled already, is not due, or another worker holds it.
-        """
+    def claim(self, message_id: str, owner: str, lease: float) -> Claimed | None:
+        """Claim a task for this worker; nothing if it was handled already, is not due, or another worker holds it."""
         now = self.now()
         parameters = {
             "message_id": message_id,
@@ -38,13 +49,15 @@ class LeaseStore(BaseStore):
             claimed = connection.execute(self.queries.claim, parameters).one_or_none()
             if claimed is None:
                 return None
-            row = dict(claimed._mapping)
-            return row, self._read_for_running(connection, row["stage_id"])
+            found = Claimed(dict(claimed._mapping))
+            self._read_for_running(connection, found)
+            return found
 
-    def _read_for_running(self, connection: Connection, stage_id: str) -> StageExecution | None:
-        stage, workflow = self._read_stage(connection, stage_id)
+    def _read_for_running(self, connection: Connection, found: Claimed) -> None:
+        stage, workflow = self._read_stage(connection, found.row["stage_id"])
         if stage is None or workflow is None:
-            return None
+            return
+        found.stage = stage
         parents: list[StageExecution] = []
         step = stage
         while step.parent_stage_id is not None:
@@ -56,10 +69,11 @@ class LeaseStore(BaseStore):
         for each in (stage, *parents):
             each.execution = workflow
         workflow.stages = [*reversed(parents), stage]
-        inherited = read_inherited(connection, stage, parents)
-        stage._own_context = stage.context
-        stage.context = {**inherited, **stage.context}
-        return stage
+        try:
+            inherited = read_inherited(connection, stage, parents)
+        except (StageError, UnknownReducerError) as error:
+            inherited, found.problem = {}, error
+        apply_view(stage, inherited)
 
     def _read_stage(
         self, connection: Connection, stage_id: str

@@ -22,6 +22,7 @@ from stabilize_celery.messages import RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.persistence.lease_store import Claimed
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
@@ -65,10 +66,9 @@ class TaskWorker:
         claimed = self._store.claim(message_id, self._owner, self._settings.lease)
         if claimed is None:
             return False
-        row, stage = claimed
-        message = message_of(row)
+        message = message_of(claimed.row)
         assert isinstance(message, RunTask | RunHook)
-        attempt = _Attempt(self, row, message, stage)
+        attempt = _Attempt(self, message, claimed)
         attempt.perform()
         return True
 
@@ -98,16 +98,16 @@ class _Attempt:
     def __init__(
         self,
         worker: TaskWorker,
-        row: dict[str, Any],
         message: RunTask | RunHook,
-        stage: StageExecution | None,
+        claimed: Claimed,
     ) -> None:
         self._worker = worker
         self._settings = worker._settings
-        self._row = row
+        self._row = claimed.row
         self._message = message
-        self._stage = stage
-        self._number: int = row["attempts"]
+        self._stage = claimed.stage
+        self._problem = claimed.problem
+        self._number: int = claimed.row["attempts"]
 
     def perform(self) -> None:
         outcome = self._refused()
@@ -127,9 +127,12 @@ class _Attempt:
             if self._number > self._settings.max_attempts:
                 return failure(RuntimeError(f"{self._message.hook} was started too often"))
             return None
-        return judge(
+        verdict = judge(
             self._message, self._stage, self._number, self._settings.max_attempts, self._row["last_error"]
         )
+        if verdict is None and self._problem is not None:
+            return failure(self._problem)
+        return verdict
 
     def _call(self) -> Outcome | None:
         stage, message = self._stage, self._message

@@ -9,7 +9,7 @@
 ``polling``           a script as a RetryableTask: ``backoff`` and ``total`` in seconds; hooks as above
 ``skippable``         a script as a SkippableTask: ``enabled`` is true, false, or an error's name to raise
 ``function``          a plain function that returns what the context says under ``give``
-``see``               outputs under ``seen`` everything it sees
+``see``               outputs under ``seen`` everything it sees; ``outputs`` what the task before it left
 ====================  ==========================================================================================
 
 An action is one step or a list of steps; ``do`` is a list of actions, or a mapping of task names to such lists:
@@ -171,6 +171,7 @@ def result_of(step: dict[str, Any]) -> Any:
         "jump": lambda: TaskResult.jump_to(step["target"], context=context, outputs=outputs),
         "nothing": lambda: None,
         "junk": lambda: 42,
+        "nan": lambda: TaskResult.success(outputs={"n": float("nan")}),
         "bytes": lambda: TaskResult.success(outputs={"blob": b"raw"}),
         "huge": lambda: TaskResult.success(outputs={"blob": "x" * step["size"]}),
     }
@@ -209,6 +210,15 @@ class See(Task):
         return TaskResult.success(
             outputs={"seen": {key: value for key, value in stage.context.items() if key != "seen"}}
         )
+
+
+class Outputs(Task):
+    """Tells where the values of the task before it are."""
+
+    def execute(self, stage: StageExecution) -> TaskResult:
+        record(stage, "start")
+        saw = {"context": stage.context.get("c"), "outputs": dict(stage.outputs), "o": stage.context.get("o")}
+        return TaskResult.success(outputs={"second saw": saw})
 
 
 class Hooks(Task):
@@ -274,6 +284,7 @@ TASKS: dict[str, Any] = {
     "fail": Fail,
     "script": Script,
     "see": See,
+    "outputs": Outputs,
     "hooked": Hooked,
     "polling": Polling,
     "skippable": Skippable,

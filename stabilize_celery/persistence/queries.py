@@ -174,7 +174,8 @@ read_child_outputs = (
     .order_by(stages.c.topo, stages.c.id)
 )
 
-#: The outputs of some stages.
+#: The outputs of one stage, the usual case, and of some.
+read_one_output = select(stages.c.id, stages.c.outputs).where(stages.c.id == bindparam("stage_id"))
 read_outputs = select(stages.c.id, stages.c.outputs).where(
     stages.c.id.in_(bindparam("stage_ids", expanding=True))
 )

@@ -6,6 +6,7 @@ and written together in :meth:`UnitOfWork.flush`.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, insert, or_, select, update
 
-from stabilize_celery.messages import CompleteStage, Message, SkipStage, StageLevel, TaskLevel, WorkflowLevel
+from stabilize_celery.messages import (
+    CompleteStage,
+    Message,
+    RunTask,
+    SkipStage,
+    StageLevel,
+    TaskLevel,
+    WorkflowLevel,
+)
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
@@ -22,11 +31,16 @@ from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows, tables
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.slots import LockedSlots, lock_slots
+from stabilize_celery.persistence.snapshots import snapshot_of
 from stabilize_celery.persistence.views import read_inherited
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
 from stabilize_celery.tasks.outcome import Attempt
 from stabilize_celery.tasks.registry import TaskRegistry
+
+#: Orders what one process writes in the same moment; times order the rest.
+_steps = itertools.count()
+_LARGEST_STEP = 2**31
 
 #: Messages that make no sense any more once their stage has ended or begun anew.
 _TASK_MESSAGES = ("RunTask", "ExpireSuspension")
@@ -88,6 +102,7 @@ class UnitOfWork:
         self._stage_changes: dict[str, set[str]] = {}
         self._workflow_changes: dict[str, set[str]] = {}
         self._slot_changes: dict[str, bool] = {}
+        self._slot_holders: dict[str, bool] = {}
         self._branches: dict[str, int] = {}
         self._new_stages: list[dict[str, Any]] = []
         self._new_edges: list[dict[str, Any]] = []
@@ -108,9 +123,13 @@ class UnitOfWork:
             row = self.connection.execute(queries.lock_workflow, {"workflow_id": workflow_id}).one_or_none()
             if row is None:
                 return None
-            self._locked_workflows.add(workflow_id)
-            self._adopt_workflow(rows.workflow_from_row(dict(row._mapping)))
+            self._adopt_locked(dict(row._mapping))
         return self._workflows[workflow_id]
+
+    def _adopt_locked(self, mapping: Any) -> Workflow:
+        self._locked_workflows.add(mapping["id"])
+        self._slot_holders[mapping["id"]] = mapping["holds_slot"]
+        return self._adopt_workflow(rows.workflow_from_row(mapping))
 
     def _adopt_workflow(self, fresh: Workflow) -> Workflow:
         """Keep one object per workflow: stages already loaded point to it."""
@@ -254,10 +273,33 @@ class UnitOfWork:
         # Synthetic stages are listed in the order they were planned, after the stages of the workflow itself.
         return 1_000_000 + len(self._new_stages)
 
+    def keep_for_hooks(self, stage: StageExecution) -> None:
+        messages = tables.messages
+        waiting = select(messages.c.id, messages.c.payload).where(
+            messages.c.stage_id == stage.id, messages.c.type == "RunHook"
+        )
+        stored = self.connection.execute(waiting).all()
+        unsent = [
+            row for row in self._new_messages if (row["type"], row["stage_id"]) == ("RunHook", stage.id)
+        ]
+        if not stored and not unsent:
+            return
+        kept = snapshot_of(stage, self.sees(stage))
+        for row in unsent:
+            row["payload"] = {"stage": kept, **{k: v for k, v in row["payload"].items() if v != {}}}
+        for found in stored:
+            payload = {"stage": kept, **{k: v for k, v in found.payload.items() if v != {}}}
+            self.connection.execute(
+                update(messages).where(messages.c.id == found.id).values(payload=payload)
+            )
+
     def delete_children(self, stages: Iterable[StageExecution]) -> None:
         self._flush_stages()
         doomed = [stage.id for stage in stages]
         while doomed:
+            for stage_id in doomed:
+                if stage_id in self._stages:
+                    self.keep_for_hooks(self._stages[stage_id])
             for stage_id in doomed:
                 stage = self._stages.pop(stage_id, None)
                 self._by_ref.pop(stage.ref_id if stage is not None else "", None)
@@ -317,7 +359,7 @@ class UnitOfWork:
                 "stage_id": None if stage is None else stage.id,
                 "task_id": task_id,
                 "generation": 0 if stage is None else stage.generation,
-                "step": len(self._history),
+                "step": next(_steps) % _LARGEST_STEP,
                 "event": event,
                 "from_status": old,
                 "to_status": new,
@@ -337,6 +379,8 @@ class UnitOfWork:
             self.follow_ons.append(message)
             return
         row = new_row(message, self.settings, self.now, label=self._label(message), delay=delay)
+        if isinstance(message, RunTask):
+            row |= self._attempts_so_far(message)
         self._new_messages.append(row)
         if delay > 0:
             self._announce(row, delay)
@@ -345,6 +389,12 @@ class UnitOfWork:
             self.local.append(row["id"])
         else:
             self.outgoing.append(outgoing(row))
+
+    def _attempts_so_far(self, message: RunTask) -> dict[str, Any]:
+        """A task that was parked or suspended goes on counting where it was."""
+        stage = self._stages.get(message.stage_id)
+        task = stage.task_by_id(message.task_id) if stage is not None else None
+        return {} if task is None else {"attempts": task.attempts, "last_error": task.last_error}
 
     def _announce(self, row: dict[str, Any], delay: float) -> None:
         if delay <= 0:
@@ -450,11 +500,13 @@ class UnitOfWork:
     def waiting(self, config_id: str, most: int) -> list[Workflow]:
         self.flush()
         found = self.connection.execute(queries.lock_waiting, {"config_id": config_id, "most": most}).all()
-        self._locked_workflows.update(row.id for row in found)
-        return [self._adopt_workflow(rows.workflow_from_row(dict(row._mapping))) for row in found]
+        return [self._adopt_locked(dict(row._mapping)) for row in found]
 
     def hold_slot(self, workflow: Workflow, held: bool) -> None:
-        self._slot_changes[workflow.id] = held
+        self._slot_changes[workflow.id] = self._slot_holders[workflow.id] = held
+
+    def holds_slot(self, workflow: Workflow) -> bool:
+        return self._slot_holders[workflow.id]
 
     # ------------------------------------------------------------------ writing
 

@@ -33,8 +33,11 @@ def read_outputs(connection: Connection, stage_ids: Iterable[str]) -> dict[str, 
     """The outputs of some stages, by id."""
     found: dict[str, dict[str, Any]] = {}
     for batch in queries.chunks(sorted(stage_ids)):
-        for row in connection.execute(queries.read_outputs, {"stage_ids": batch}):
-            found[row.id] = row.outputs
+        if len(batch) == 1:
+            rows = connection.execute(queries.read_one_output, {"stage_id": batch[0]})
+        else:
+            rows = connection.execute(queries.read_outputs, {"stage_ids": batch})
+        found.update((row.id, row.outputs) for row in rows)
     return found
 
 

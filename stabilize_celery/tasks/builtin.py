@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from stabilize_celery.tasks.celery_task import CeleryTask
+from stabilize_celery.tasks.docker import DockerTask
 from stabilize_celery.tasks.http import HTTPTask
 from stabilize_celery.tasks.python import PythonTask
 from stabilize_celery.tasks.registry import TaskRegistry
@@ -9,7 +11,9 @@ from stabilize_celery.tasks.shell import ShellTask
 
 
 def register_builtin_tasks(registry: TaskRegistry) -> None:
-    """Register ``python``, ``shell`` and ``http``."""
+    """Register ``python``, ``shell``, ``http`` and ``docker`` (whose SDK is imported only when it is used)."""
     registry.register("python", PythonTask)
     registry.register("shell", ShellTask)
     registry.register("http", HTTPTask)
+    registry.register("docker", DockerTask)
+    registry.register("celery", CeleryTask)

@@ -53,7 +53,7 @@ class ProcessResult:
 
 
 @dataclass
-class _Capture:
+class Capture:
     """The first bytes of one stream."""
 
     limit: int
@@ -61,6 +61,7 @@ class _Capture:
     truncated: bool = False
 
     def add(self, chunk: bytes) -> None:
+        """Keep what there is room for."""
         room = self.limit - len(self.data)
         self.data += chunk[:room]
         self.truncated = self.truncated or len(chunk) > room
@@ -85,8 +86,8 @@ class Supervision:
         self._deadline = time.monotonic() + timeout
         self._kill_at: float | None = None
         self._ended: Ending = "exit"
-        self._captures: dict[int, _Capture] = {}
-        self._stdout, self._stderr = _Capture(limit), _Capture(limit)
+        self._captures: dict[int, Capture] = {}
+        self._stdout, self._stderr = Capture(limit), Capture(limit)
         self._input = memoryview(stdin or b"")
         self._selector = selectors.DefaultSelector()
         self._pidfd: int | None = None

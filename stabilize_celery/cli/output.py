@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -38,7 +39,7 @@ def print_workflows(found: Sequence[Workflow], now: datetime) -> None:
             _local(workflow.start_time or workflow.created_at),
             elapsed(workflow.start_time, workflow.end_time, now),
         )
-    make_console().print(table)
+    _print(table)
 
 
 def print_outputs(outputs: Mapping[str, Any]) -> None:
@@ -47,7 +48,7 @@ def print_outputs(outputs: Mapping[str, Any]) -> None:
         table = _table("output", "value")
         for key, value in outputs.items():
             table.add_row(Text(key, style="bold"), _value(value))
-        make_console().print(table)
+        _print(table)
 
 
 def print_stage_outputs(workflow: Workflow) -> None:
@@ -57,7 +58,7 @@ def print_stage_outputs(workflow: Workflow) -> None:
         table = _table("stage", "output", "value")
         for stage, key, value in sorted(rows, key=lambda row: row[0].rank):
             table.add_row(Text(title(stage)), Text(key, style="bold"), _value(value))
-        make_console().print(table)
+        _print(table)
 
 
 def print_history(entries: Sequence[Mapping[str, Any]], workflow: Workflow) -> None:
@@ -77,7 +78,7 @@ def print_history(entries: Sequence[Mapping[str, Any]], workflow: Workflow) -> N
             Text(shaped["reason"] or ""),
             Text(shaped["actor"] or shaped["worker"] or ""),
         )
-    make_console().print(table)
+    _print(table)
 
 
 def _table(*columns: str) -> Table:
@@ -85,6 +86,14 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column.upper(), overflow="fold", no_wrap=column in ("id", "status", "started", "at"))
     return table
+
+
+def _print(table: Table) -> None:
+    console = make_console()
+    with console.capture() as written:
+        console.print(table)
+    # A table fills its last column with spaces.
+    click.echo(re.sub(r" +$", "", written.get(), flags=re.MULTILINE), nl=False)
 
 
 def _value(value: Any) -> Text:

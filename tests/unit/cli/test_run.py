@@ -19,7 +19,7 @@ ASK = 'StageExecution.single("ask", "ask")'
 def test_run_draws_the_tree_and_prints_the_outputs(cli, flow) -> None:
     result = cli("run", flow(MAKE), database=None)
     assert result.exit_code == 0, result.output
-    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    lines = result.stdout.splitlines()
     assert lines[0].startswith("✔ shop/order  SUCCEEDED")
     assert lines[1].startswith("└── ✔ make  SUCCEEDED")
     assert lines[2:] == ["OUTPUT  VALUE", "made    3"]

@@ -91,14 +91,15 @@ class Dispatcher:
                 waiting.extend(unit.local)
         return handled
 
-    def _settle(self, message_id: str, token: int, attempt: Attempt) -> None:
-        """Record the outcome of an attempt; refused if the lease was lost."""
+    def _settle(self, message_id: str, token: int, attempt: Attempt) -> bool:
+        """Record the outcome of an attempt; refused (false) if the lease was lost."""
         unit = self._transact_safely(message_id, token, attempt)
         if unit is None:
             logger.warning("the result of message %s was refused: its lease was lost", message_id)
-            return
+            return False
         for local in unit.local:
             self.handle(local)
+        return True
 
     def _transact_safely(
         self, message_id: str, token: int | None = None, attempt: Attempt | None = None

@@ -10,11 +10,13 @@ import click
 from celery import Celery, signals
 from kombu.entity import Exchange, Queue
 
+from stabilize_celery.delivery import celery_signals
 from stabilize_celery.delivery.bootstep import RelayStep
 from stabilize_celery.delivery.entrypoints import register_entrypoints
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.settings import PREFIX, Settings
+from stabilize_celery.tasks.celery_task import CeleryTask
 
 if TYPE_CHECKING:
     from stabilize_celery.engine import Stabilize
@@ -33,6 +35,7 @@ def install(app: Celery, engine: Stabilize) -> None:
         raise ConfigurationError(f"another Stabilize is installed on app {app.main!r} already")
     _engines[app] = engine
     register_entrypoints(app, engine)
+    engine.registry.register("celery", CeleryTask(app))
     _discover_stages(app)
     app.steps["worker"].add(RelayStep)
     app.user_options["worker"].add(
@@ -118,6 +121,13 @@ def _add_queues(instance: Any = None, **_: Any) -> None:
         except KeyError:
             queue = queues.add(Queue(name, Exchange(name), routing_key=name))
         queues.consume_from[name] = queue
+
+
+@signals.worker_init.connect
+def _guard_tasks(sender: Any = None, **_: Any) -> None:
+    """The app's modules are imported, and the pool has not started."""
+    if sender is not None and _engines.get(sender.app) is not None:
+        celery_signals.guard_tasks(sender.app)
 
 
 @signals.worker_process_init.connect

@@ -19,7 +19,7 @@ from kombu.connection import Connection
 
 from stabilize_celery.delivery.confirms import ConfirmWindow
 from stabilize_celery.delivery.publisher import CeleryPublisher
-from stabilize_celery.persistence.outbox import Outgoing, outgoing
+from stabilize_celery.persistence.outbox import Outgoing, outgoing, waits_in
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
 
@@ -98,6 +98,9 @@ class Relay:
         if not rows:
             return 0
         chosen = self._without_backlog(rows)
+        vanished = [row["id"] for row in chosen if waits_in(row) is not None]
+        if vanished:
+            self._store.take_back(vanished)
         failed = self._send([outgoing(row) for row in chosen])
         if failed:
             logger.error(
@@ -118,10 +121,13 @@ class Relay:
         depths: dict[str, int] = {}
         chosen = []
         for row in rows:
+            queue = waits_in(row)
             was_sent = row["sends"] > 0 and row["lease_owner"] is None
-            if was_sent and row["queue"] not in depths:
-                depths[row["queue"]] = self._depth(row["queue"])
-            if not was_sent or depths[row["queue"]] == 0:
+            if was_sent:
+                queue = row["queue"]
+            if queue and queue not in depths:
+                depths[queue] = self._depth(queue)
+            if not queue or depths[queue] == 0:
                 chosen.append(row)
         return chosen
 

@@ -44,11 +44,14 @@ class RunTaskHandler(Handler[RunTask]):
     def _record(self, outcome: Outcome, unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
         if outcome.error is not None:
             task.last_error = outcome.error
-        if outcome.verdict is Verdict.PARK:
-            transition(unit, stage, S.PAUSED, "the workflow is paused", task=task, paused_at=unit.now)
-            transition(unit, stage, S.PAUSED, "the workflow is paused")
-        elif outcome.verdict is Verdict.CANCELED:
-            cancel_stage(unit, stage, outcome.reason, "system")
+        if outcome.verdict is Verdict.PARK and stage.execution.status in (S.PAUSED, S.BUFFERED):
+            transition(unit, stage, S.PAUSED, outcome.reason, task=task, paused_at=unit.now)
+            transition(unit, stage, S.PAUSED, outcome.reason)
+        elif outcome.verdict in (Verdict.PARK, Verdict.CANCELED):
+            # What stood in its way when it was claimed is over.
+            unit.requeue(delay=0.0, counted=False)
+        elif outcome.verdict is Verdict.HANDED_OVER:
+            self._hand_over(outcome, unit, stage, task)
         elif outcome.verdict is Verdict.RETRY:
             update_context(unit, stage, outcome.context_update)
             unit.requeue(delay=outcome.delay, counted=True, error=outcome.error)
@@ -66,6 +69,21 @@ class RunTaskHandler(Handler[RunTask]):
 
     def _returned(
         self, outcome: Outcome, result: TaskResult, unit: Unit, stage: StageExecution, task: TaskExecution
+    def _hand_over(self, outcome: Outcome, unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
+        to = outcome.hand_over
+        assert to is not None
+        # Sending it is no attempt; having begun it was one.
+        begun = outcome.error is not None
+        unit.requeue(delay=outcome.delay, counted=begun, error=outcome.error, waits_in=to.queue)
+        unit.record(
+            "retry" if begun else "launch",
+            stage.execution.id,
+            stage=stage,
+            task_id=task.id,
+            reason=outcome.reason,
+            details={**to.details, "queue": to.queue, "attempt": task.attempts},
+        )
+
     ) -> None:
         # A signal resumes one suspension: whoever was woken by it has seen it now, unless it is still at it.
         seen = SIGNAL_KEYS if result.status is not S.RUNNING else ()

@@ -114,8 +114,19 @@ class Unit(Protocol):
     def send(self, message: Message, *, delay: float = 0.0) -> None:
         """Send a message: handled in place where possible, else through a row and the broker."""
 
-    def requeue(self, *, delay: float, counted: bool, error: dict[str, Any] | None = None) -> None:
-        """Put the message being handled back, to be due in ``delay`` seconds; ``counted`` keeps the attempt."""
+    def requeue(
+        self,
+        *,
+        delay: float,
+        counted: bool,
+        error: dict[str, Any] | None = None,
+        waits_in: str | None = None,
+    ) -> None:
+        """Put the message being handled back, to be due in ``delay`` seconds; ``counted`` keeps the attempt.
+
+        One that ``waits_in`` a queue can be begun at once by whoever finds its work there; ``delay`` is when the relay
+        looks after it.
+        """
 
     def stop_running(self, stage: StageExecution, *, force: bool) -> None:
         """Tell whoever runs a task of the stage that it is not wanted any more, and drop what is queued for it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -80,6 +80,10 @@ class StageExecution:
     #: Synthetic children of the current phase that have not ended.
     open_children: int = field(default=0, repr=False)
 
+    #: While a task of it runs: reads the outputs of other stages, see :meth:`outputs_of`.
+    outputs_reader: Callable[[Iterable[str]], dict[str, dict[str, Any]]] | None = field(
+        default=None, repr=False, compare=False
+    )
     _execution: Workflow | None = field(default=None, repr=False, compare=False)
     _own_context: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
@@ -126,6 +130,34 @@ class StageExecution:
             tasks=[TaskExecution.create(name or ref_id, type, stage_start=True, stage_end=True)],
             output_reducers=dict(output_reducers or {}),
         )
+
+    @classmethod
+    def celery(
+        cls,
+        ref_id: str,
+        signature: Any,
+        requires: Iterable[str] | None = None,
+        context: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> StageExecution:
+        """A stage that runs a Celery task: ``StageExecution.celery("send", send.s("{{ order.email }}"))``.
+
+        Arguments may refer to what earlier stages gave, see :mod:`stabilize_celery.references`.
+
+        Args:
+            ref_id: of the stage.
+            signature: of one task, with its arguments and options.
+            requires: the stages before it.
+            context: options of the stage, such as ``continuePipelineOnFailure``.
+            name: for people.
+
+        Raises:
+            InvalidWorkflowError: it is no signature, or it cannot be stored.
+        """
+        from stabilize_celery.tasks.celery_call import call_context
+
+        own = {**call_context(signature, f"stage {ref_id}"), **(context or {})}
+        return cls.single(ref_id, "celery", context=own, requires=requires, name=name)
 
     @classmethod
     def create_synthetic(
@@ -219,6 +251,18 @@ class StageExecution:
             if stage is not None:
                 found.setdefault(stage.id, stage)
         return list(found.values())
+
+    def outputs_of(self, ref_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The outputs of those of some stages of the workflow that have ended, by ref_id.
+
+        Of a stage before this one that is certain; of any other it depends on the moment.
+        """
+        if self.outputs_reader is not None:
+            return self.outputs_reader(ref_ids)
+        wanted = set(ref_ids)
+        return {
+            s.ref_id: s.outputs for s in self.execution.stages if s.ref_id in wanted and s.status.is_complete
+        }
 
     def parent(self) -> StageExecution | None:
         """The stage it is a synthetic stage of."""

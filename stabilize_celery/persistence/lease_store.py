@@ -38,6 +38,9 @@ class LeaseStore(BaseStore):
 
     def claim(self, message_id: str, owner: str, lease: float) -> Claimed | None:
         """Claim a task for this worker; nothing if it was handled already, is not due, or another worker holds it."""
+        return self._claim(self.queries.claim, message_id, owner, lease)
+
+    def _claim(self, statement: Any, message_id: str, owner: str, lease: float) -> Claimed | None:
         now = self.now()
         parameters = {
             "message_id": message_id,
@@ -46,7 +49,7 @@ class LeaseStore(BaseStore):
             "lease_end": now + timedelta(seconds=lease),
         }
         with self.database.autocommit() as connection:
-            claimed = connection.execute(self.queries.claim, parameters).one_or_none()
+            claimed = connection.execute(statement, parameters).one_or_none()
             if claimed is None:
                 return None
             found = Claimed(dict(claimed._mapping))

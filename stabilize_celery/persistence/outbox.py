@@ -20,6 +20,9 @@ from stabilize_celery.messages import (
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.settings import Settings
 
+#: Before the name of the queue where the work of a handed-over message waits: its ``lease_owner`` until it is begun.
+WAITS_IN = "queue="
+
 
 @dataclass(frozen=True)
 class Outgoing:
@@ -85,3 +88,9 @@ def outgoing(row: Mapping[str, Any]) -> Outgoing:
     return Outgoing(
         row["id"], row["type"], row["queue"], row["workflow_id"], row["label"], row.get("attempts", 0)
     )
+
+
+def waits_in(row: Mapping[str, Any]) -> str | None:
+    """The queue where the work of a handed-over message waits; ``None`` if it is not handed over, or begun."""
+    owner = row["lease_owner"]
+    return owner.removeprefix(WAITS_IN) if owner is not None and owner.startswith(WAITS_IN) else None

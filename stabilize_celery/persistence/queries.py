@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.persistence.outbox import WAITS_IN
 from stabilize_celery.persistence.tables import edges, messages, slots, stages, workflows
 
 #: What handlers need of a workflow besides a stage of it; its context and trigger are read only when asked for.
@@ -47,6 +48,9 @@ WORKFLOW_HEADER = tuple(
 _HEADER_PREFIX = "wf_"
 
 
+_waits = messages.c.lease_owner.startswith(WAITS_IN)
+
+
 def gate_key(workflow_id: Any) -> ColumnElement[int]:
     """The advisory lock of a workflow."""
     return func.hashtextextended(workflow_id, literal_column("0"), type_=BigInteger)
@@ -60,6 +64,7 @@ class Queries:
         self.take = self._take()
         self.settle = self._settle()
         self.claim = self._claim()
+        self.begin = self._claim(handed_over=True)
         self.gate_shared = select(func.pg_advisory_xact_lock_shared(gate_key(bindparam("workflow_id"))))
         self.gate_exclusive = select(func.pg_advisory_xact_lock(gate_key(bindparam("workflow_id"))))
 
@@ -98,12 +103,14 @@ class Queries:
             .returning(*messages.c)
         )
 
-    def _claim(self) -> ReturningUpdate[Any]:
-        """Claim a task: count the claim, start the lease, return the row.
+    def _claim(self, handed_over: bool = False) -> ReturningUpdate[Any]:
+        """Claim a task: count the claim, start the lease, return the row.  One that waits in a queue is ``handed_over``.
 
         The commit does not wait for the disk: a claim lost in a crash of the database is a task run once more.
         """
         free = or_(messages.c.lease_owner.is_(None), messages.c.send_at <= bindparam("now"))
+        if handed_over:
+            free = and_(messages.c.type == "RunTask", or_(free, _waits))
         returning: list[Any] = list(messages.c)
         if self.is_postgresql:
             returning.append(func.set_config("synchronous_commit", "off", True).label("asynchronous"))
@@ -355,5 +362,24 @@ lock_due = read_due.with_for_update(skip_locked=True)
 mark_sent = (
     update(messages)
     .where(messages.c.id == bindparam("_id"))
-    .values(sends=messages.c.sends + 1, send_at=bindparam("next"), lease_owner=None)
+#: What waits in a queue may still be there.
+    .values(
+        sends=messages.c.sends + 1,
+        send_at=bindparam("next"),
+        lease_owner=case((_waits, messages.c.lease_owner), else_=None),
+    )
+)
+
+#: What waited in a queue is not there any more: it is to be handed over again.
+take_back = (
+    update(messages)
+    .where(messages.c.id.in_(bindparam("ids", expanding=True)), _waits)
+    .values(lease_owner=None)
+)
+
+#: Outputs of stages of a workflow that have ended, by ref_id.
+read_outputs_by_ref = select(stages.c.ref_id, stages.c.outputs).where(
+    stages.c.workflow_id == bindparam("workflow_id"),
+    stages.c.ref_id.in_(bindparam("ref_ids", expanding=True)),
+    stages.c.status.in_([status for status in WorkflowStatus if status.is_complete]),
 )

@@ -15,7 +15,7 @@ from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
-from stabilize_celery.persistence.lease_store import LeaseStore
+from stabilize_celery.persistence.handover_store import HandOverStore
 from stabilize_celery.persistence.message_store import MessageStore
 from stabilize_celery.persistence.tables import (
     edges,
@@ -27,7 +27,7 @@ from stabilize_celery.persistence.tables import (
 )
 
 
-class WorkflowStore(MessageStore, LeaseStore):
+class WorkflowStore(MessageStore, HandOverStore):
     """Workflows in PostgreSQL or SQLite, with the messages and leases that move them.
 
     Args:

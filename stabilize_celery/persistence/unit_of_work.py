@@ -29,7 +29,7 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows, tables
-from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
+from stabilize_celery.persistence.outbox import WAITS_IN, Outgoing, new_row, outgoing
 from stabilize_celery.persistence.slots import LockedSlots, lock_slots
 from stabilize_celery.persistence.snapshots import snapshot_of
 from stabilize_celery.persistence.views import read_inherited
@@ -426,20 +426,28 @@ class UnitOfWork:
             label += f" / {task.name}" if task is not None else ""
         return label
 
-    def requeue(self, *, delay: float, counted: bool, error: dict[str, Any] | None = None) -> None:
+    def requeue(
+        self,
+        *,
+        delay: float,
+        counted: bool,
+        error: dict[str, Any] | None = None,
+        waits_in: str | None = None,
+    ) -> None:
         assert self._row is not None
         due = self.now + timedelta(seconds=delay)
         row = {
             **{column.name: self._row[column.name] for column in tables.messages.c},
-            "due_at": due,
+            "due_at": due if waits_in is None else self.now,
             "send_at": due,
-            "sends": 0,
-            "lease_owner": None,
+            "sends": 0 if waits_in is None else self._row["sends"],
+            "lease_owner": None if waits_in is None else WAITS_IN + waits_in,
             "attempts": self._row["attempts"] - (0 if counted else 1),
             "last_error": error or self._row["last_error"],
         }
         self._new_messages.append(row)
-        self._announce(row, delay)
+        if waits_in is None:
+            self._announce(row, delay)
 
     def stop_running(self, stage: StageExecution, *, force: bool) -> None:
         if stage.status is not WorkflowStatus.NOT_STARTED:
@@ -453,7 +461,7 @@ class UnitOfWork:
         ]
         messages = tables.messages
         ours = messages.c.stage_id.in_(stage_ids)
-        leased = messages.c.lease_owner.is_not(None)
+        leased = messages.c.lease_owner.is_not(None) & ~messages.c.lease_owner.startswith(WAITS_IN)
         self.connection.execute(
             update(messages)
             .where(ours, messages.c.type == "RunTask", leased)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from stabilize_celery.tasks.result import TaskResult
+from stabilize_celery.tasks.result import HandOver, TaskResult
 
 
 class Verdict(Enum):
@@ -16,6 +16,8 @@ class Verdict(Enum):
     RETURNED = "returned"
     #: It failed and is run again later.
     RETRY = "retry"
+    #: It waits in a queue of its own for somebody who takes over the lease.
+    HANDED_OVER = "handed over"
     #: The workflow is paused: it was not run.
     PARK = "park"
     #: The stage is not wanted any more: it was not run, or its result does not count.
@@ -38,6 +40,7 @@ class Outcome:
     reason: str = ""
     #: The failure is final whatever the stage's failure policy says of the task itself.
     unmapped: bool = False
+    hand_over: HandOver | None = None
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stabilize_celery.models.status import WorkflowStatus
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """A task whose work is done elsewhere: whoever begins it takes over the lease.
+
+    Attributes:
+        queue: where it waits; while messages wait there it is not sent again.
+        publish: sends the work, given the id of the message row to be taken over; called after the commit.
+        delay: seconds before which nobody begins it.
+        details: for the history.
+    """
+
+    queue: str
+    publish: Callable[[str], None]
+    delay: float = 0.0
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,7 @@ class TaskResult:
         target_stage_ref_id: where a redirect goes.
         suspend_timeout: seconds after which a suspension without a signal fails; ``None`` waits forever.
         retry_after: seconds until a task that is still running is called again; ``None`` backs off.
+        hand_over: where the work goes on, for a task that only sends it there.
     """
 
     status: WorkflowStatus
@@ -28,6 +46,7 @@ class TaskResult:
     target_stage_ref_id: str | None = None
     suspend_timeout: float | None = None
     retry_after: float | None = None
+    hand_over: HandOver | None = None
 
     @classmethod
     def success(
@@ -77,6 +96,11 @@ class TaskResult:
     def suspend(cls, context: Mapping[str, Any] | None = None, timeout: float | None = None) -> TaskResult:
         """It waits for a signal, for ``timeout`` seconds at most."""
         return cls(WorkflowStatus.SUSPENDED, dict(context or {}), suspend_timeout=timeout)
+
+    @classmethod
+    def handed_over(cls, to: HandOver) -> TaskResult:
+        """Its work is done elsewhere; whoever does it reports the result."""
+        return cls(WorkflowStatus.RUNNING, hand_over=to)
 
     @classmethod
     def redirect(cls, context: Mapping[str, Any] | None = None) -> TaskResult:

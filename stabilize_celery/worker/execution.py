@@ -33,11 +33,12 @@ from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
 from stabilize_celery.worker.judge import failure, judge, running_time, stage_time_left, timed_out
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
+from stabilize_celery.worker.handover import launched, own_retries, publish
 
 logger = logging.getLogger(__name__)
 
-#: Records an outcome: message id, fencing token, attempt.
-Settle = Callable[[str, int, Attempt], None]
+#: Records an outcome: message id, fencing token, attempt; false if the lease was lost.
+Settle = Callable[[str, int, Attempt], bool]
 #: Results a task may not return: it cannot put itself into these states.
 _IMPOSSIBLE = (S.NOT_STARTED, S.PAUSED, S.BUFFERED)
 
@@ -54,16 +55,16 @@ class TaskWorker:
         settle: Settle,
         owner: str,
     ) -> None:
-        self._store = store
-        self._registry = registry
-        self._settings = settings
-        self._keeper = keeper
-        self._settle = settle
-        self._owner = owner
+        self.store = store
+        self.registry = registry
+        self.settings = settings
+        self.keeper = keeper
+        self.settle = settle
+        self.owner = owner
 
     def run(self, message_id: str) -> bool:
         """Run the task of a message; returns whether there was anything to do."""
-        claimed = self._store.claim(message_id, self._owner, self._settings.lease)
+        claimed = self.store.claim(message_id, self.owner, self.settings.lease)
         if claimed is None:
             return False
         message = message_of(claimed.row)
@@ -75,19 +76,19 @@ class TaskWorker:
     def limit(self, task: Task, stage: StageExecution) -> timedelta:
         """How long one call may take."""
         own = task.get_execution_timeout(stage)
-        limits = [own or timedelta(seconds=self._settings.task_time_limit)]
-        left = stage_time_left(stage, self._store.now())
+        limits = [own or timedelta(seconds=self.settings.task_time_limit)]
+        left = stage_time_left(stage, self.store.now())
         if left is not None:
             limits.append(left)
         return min(limits)
 
     def backoff(
-        self, task: Task | None, stage: StageExecution, running_for: timedelta, attempt: int
+        self, task: Task | None, stage: StageExecution | None, running_for: timedelta, attempt: int
     ) -> float:
         """Seconds until the next attempt: 1, 2, 4 ... with jitter, or what a polling task wants."""
-        if isinstance(task, RetryableTask):
+        if isinstance(task, RetryableTask) and stage is not None:
             return max(0.0, task.get_backoff_period(stage, running_for).total_seconds())
-        shortest, longest = self._settings.retry_delay, self._settings.retry_delay_max
+        shortest, longest = self.settings.retry_delay, self.settings.retry_delay_max
         delay = min(longest, shortest * 2 ** min(attempt - 1, 30)) * random.uniform(0.75, 1.25)
         return float(max(shortest, min(longest, delay)))
 
@@ -102,7 +103,7 @@ class _Attempt:
         claimed: Claimed,
     ) -> None:
         self._worker = worker
-        self._settings = worker._settings
+        self._settings = worker.settings
         self._row = claimed.row
         self._message = message
         self._stage = claimed.stage
@@ -116,9 +117,12 @@ class _Attempt:
         if outcome is not None:
             self._finish(outcome)
 
-    def _finish(self, outcome: Outcome) -> None:
-        attempt = Attempt(outcome, self._number, self._worker._owner)
-        self._worker._settle(self._row["id"], self._row["claims"], attempt)
+    def _finish(self, outcome: Outcome) -> bool:
+        attempt = Attempt(outcome, self._number, self._worker.owner)
+        accepted = self._worker.settle(self._row["id"], self._row["claims"], attempt)
+        if accepted and outcome.hand_over is not None:
+            publish(self._worker, self._row["id"], outcome.hand_over)
+        return accepted
 
     def _refused(self) -> Outcome | None:
         if isinstance(self._message, RunHook):
@@ -128,9 +132,10 @@ class _Attempt:
                 return failure(RuntimeError(f"{self._message.hook} was started too often"))
             return None
         verdict = judge(
-            self._message, self._stage, self._number, self._settings.max_attempts, self._row["last_error"]
+            self._message, self._stage, counted, self._settings.max_attempts, self._row["last_error"]
         )
         if verdict is None and self._problem is not None:
+        counted = self._number - own_retries(self._stage, self._message.task_id)
             return failure(self._problem)
         return verdict
 
@@ -140,7 +145,7 @@ class _Attempt:
         task = stage.task_by_id(message.task_id)
         assert task is not None
         try:
-            implementation = self._worker._registry.resolve(task.implementing_class)
+            implementation = self._worker.registry.resolve(task.implementing_class)
         except TaskNotFoundError as error:
             return failure(error, unmapped=True)
         except Exception as error:
@@ -160,7 +165,7 @@ class _Attempt:
         return self._within(implementation, stage, task, limit, lambda: implementation.execute(stage))
 
     def _too_late(self, implementation: Task, stage: StageExecution, task: TaskExecution) -> Outcome | None:
-        now = self._worker._store.now()
+        now = self._worker.store.now()
         left = stage_time_left(stage, now)
         if left is not None and left <= timedelta():
             return self._timed_out(implementation, stage, task, "exceeded its stage's stageTimeoutMs")
@@ -194,15 +199,17 @@ class _Attempt:
         )
 
         def expire() -> None:
-            self._finish(
-                self._timed_out(implementation, stage, task, f"timed out after {limit.total_seconds():g}s")
-            )
+            what = f"timed out after {limit.total_seconds():g}s"
+            if isinstance(self._message, RunHook):
+                self._finish(failure(TaskTimeoutError(f"{self._message.hook} {what}", task_name=task.name)))
+            else:
+                self._finish(self._timed_out(implementation, stage, task, what))
             run.interrupt()
 
         lease = Lease(
             self._row["id"], run.fencing_token, run, time.monotonic() + limit.total_seconds(), expire
         )
-        with self._worker._keeper.keep(lease), running(run):
+        with self._worker.keeper.keep(lease), running(run):
             outcome = self._outcome(implementation, stage, task, call)
         return None if lease.expired else outcome
 
@@ -238,9 +245,11 @@ class _Attempt:
             return Outcome(Verdict.RETURNED, result, reason=str(result.context.get("error", ""))[:500])
         delay = result.retry_after
         if delay is None:
+        if result.hand_over is not None:
+            return launched(result.hand_over, self._row, self._settings)
             delay = self._settings.poll_delay
             if isinstance(implementation, RetryableTask):
-                so_far = running_time(task, self._worker._store.now())
+                so_far = running_time(task, self._worker.store.now())
                 delay = implementation.get_backoff_period(stage, so_far).total_seconds()
         return Outcome(Verdict.RETURNED, result, delay=max(0.0, delay))
 
@@ -251,7 +260,7 @@ class _Attempt:
         described = describe_error(error, transient)
         update = _context_update(error)
         if transient and self._number < self._settings.max_attempts:
-            so_far = running_time(task, self._worker._store.now())
+            so_far = running_time(task, self._worker.store.now())
             delay = self._worker.backoff(implementation, stage, so_far, self._number)
             retry_after = getattr(error, "retry_after", None)
             if retry_after is not None:

@@ -33,6 +33,8 @@ class Lease:
     deadline: float
     on_deadline: Callable[[], None]
     expired: bool = False
+    #: ``ask`` or ``kill`` when its work is not wanted any more, ``lost`` when it is somebody else's.
+    verdict: str | None = None
     #: When the process is to be ended if the task has not come back by then.
     kill_at: float | None = None
     done: threading.Event = field(default_factory=threading.Event)
@@ -139,6 +141,7 @@ class LeaseKeeper:
             verdict = wanted.get(lease.message_id, "lost")
             if verdict is None:
                 continue
+            lease.verdict = verdict
             if not lease.run.cancelled.is_set():
                 logger.info("task %s is told to stop (%s)", lease.run.task_id, verdict)
                 lease.run.interrupt()

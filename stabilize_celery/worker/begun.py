@@ -1,0 +1,137 @@
+"""The other half of a task that was handed over: whoever does its work begins it, keeps its lease, and reports."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from stabilize_celery.errors import describe_error
+from stabilize_celery.messages import RunTask
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.persistence.database import is_unavailable
+from stabilize_celery.persistence.outbox import message_of
+from stabilize_celery.tasks.outcome import Outcome, Verdict
+from stabilize_celery.tasks.result import TaskResult
+from stabilize_celery.tasks.run import TaskRun, running
+from stabilize_celery.worker.execution import TaskWorker, _Attempt
+from stabilize_celery.worker.handover import OWN_RETRIES, handed_back, own_retries
+from stabilize_celery.worker.judge import stage_time_left
+from stabilize_celery.worker.leases import Lease
+
+logger = logging.getLogger(__name__)
+#: Between looks at a message whose last attempt is about to be reported.
+_PAUSE = 0.02
+
+
+def begin(
+    worker: TaskWorker, message_id: str, on_stop: Callable[[bool], None], patience: float = 0.0
+) -> BegunTask | None:
+    """Begin the work of a message; ``None`` if it is not wanted: done, canceled, or somebody else is at it.
+
+    Args:
+        worker: of this process.
+        message_id: the row to be taken over.
+        on_stop: called, from another thread, when the work is to stop; with true if it has to.
+        patience: how many seconds to wait for whoever is at it to be done.
+    """
+    end = time.monotonic() + patience
+    while (claimed := worker.store.begin(message_id, worker.owner, worker.settings.lease)) is None:
+        if time.monotonic() >= end or worker.store.message(message_id) is None:
+            return None
+        time.sleep(_PAUSE)
+    message = message_of(claimed.row)
+    assert isinstance(message, RunTask)
+    begun = BegunTask(worker, message, claimed)
+    return begun if begun.start(on_stop) else None
+
+
+class BegunTask(_Attempt):
+    """A task whose work this process does, though not in :mod:`~stabilize_celery.worker.execution`."""
+
+    def start(self, on_stop: Callable[[bool], None]) -> bool:
+        """Keep the lease from now on; false if the work is not wanted after all."""
+        outcome = Outcome(Verdict.DROP, reason="canceled") if self._row["cancel"] else self._refused()
+        if outcome is None:
+            outcome = self._too_late_to_begin()
+        if outcome is not None:
+            self._finish(outcome)
+            return False
+        stage = self.stage
+        run = TaskRun(
+            stage.execution.id,
+            stage.id,
+            self._message.task_id,
+            stage.generation,
+            self._number,
+            int(self._row["claims"]),
+        )
+        left = stage_time_left(stage, self._worker.store.now())
+        deadline = math.inf if left is None else time.monotonic() + left.total_seconds()
+        self.lease = Lease(self._row["id"], run.fencing_token, run, deadline, self._expire)
+        self._kept = ExitStack()
+        self._kept.enter_context(self._worker.keeper.keep(self.lease))
+        self._kept.enter_context(
+            run.on_interrupt(lambda: on_stop(self.lease.verdict == "kill" or self.lease.expired))
+        )
+        self._kept.enter_context(running(run))
+        return True
+
+    @property
+    def stage(self) -> StageExecution:
+        """The stage it belongs to."""
+        assert self._stage is not None
+        return self._stage
+
+    @property
+    def number(self) -> int:
+        """1 for the first attempt."""
+        return self._number
+
+    def finish(self, call: Callable[[], TaskResult]) -> None:
+        """It ended; ``call`` gives its result or raises its error."""
+        self._kept.close()
+        if not self.lease.expired:
+            implementation, task = self._resolved()
+            self._finish(self._outcome(implementation, self.stage, task, call))
+
+    def hand_back(
+        self, queue: str, delay: float, error: BaseException, own: int | None, **details: Any
+    ) -> None:
+        """It will be begun again from its queue; ``own`` is how often the queue system has repeated it by itself."""
+        self._kept.close()
+        described = describe_error(error, transient=True)
+        repeated = own_retries(self._stage, self._message.task_id) if own is None else own
+        described["details"][OWN_RETRIES] = repeated
+        reason = f"{type(error).__name__}: {error}"
+        details = {**details, "own_retries": repeated}
+        self._finish(handed_back(queue, delay, self._settings, described, reason, **details))
+
+    def _expire(self) -> None:
+        implementation, task = self._resolved()
+        self._finish(self._timed_out(implementation, self.stage, task, "exceeded its stage's stageTimeoutMs"))
+        self.lease.run.interrupt()
+
+    def _too_late_to_begin(self) -> Outcome | None:
+        implementation, task = self._resolved()
+        return self._too_late(implementation, self.stage, task)
+
+    def _resolved(self) -> tuple[Any, Any]:
+        task = self.stage.task_by_id(self._message.task_id)
+        assert task is not None
+        return self._worker.registry.resolve(task.implementing_class), task
+
+    def _finish(self, outcome: Outcome) -> bool:
+        """Report, for as long as the lease lasts: what a user's task did is not to be done again for a short outage."""
+        end = time.monotonic() + self._settings.lease
+        while True:
+            try:
+                return super()._finish(outcome)
+            except Exception as error:
+                if not is_unavailable(error) or time.monotonic() >= end:
+                    raise
+                logger.warning("the result of message %s cannot be recorded yet: %s", self._row["id"], error)
+                time.sleep(min(1.0, self._settings.heartbeat))

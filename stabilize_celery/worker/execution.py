@@ -242,7 +242,9 @@ class _Attempt:
         if result.status in _IMPOSSIBLE:
             return failure(ValueError(f"task {task.name} returned the status {result.status}"))
         if result.status is not S.RUNNING:
-            return Outcome(Verdict.RETURNED, result, reason=str(result.context.get("error", ""))[:500])
+            told = result.context.get("exception") if result.status.is_failure else None
+            reason = str(result.context.get("error", ""))[:500]
+            return Outcome(Verdict.RETURNED, result, told if isinstance(told, dict) else None, reason=reason)
         delay = result.retry_after
         if delay is None:
         if result.hand_over is not None:

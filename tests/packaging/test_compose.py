@@ -172,8 +172,8 @@ def test_a_run_started_from_the_deployment_uses_both_workers(
 from app import stabilize
 from stabilize_celery import StageExecution, Workflow
 stage = StageExecution.single("hello", "python", context={"script": "RESULT = {'answer': 42}"})
-run = stabilize.run(Workflow.create(application="compose", name="hello", stages=[stage]), timeout=60)
-print(run.status)
+run = stabilize.start(Workflow.create(application="compose", name="hello", stages=[stage]))
+print(run.wait(60))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], env=migrated, cwd=CONFIG, capture_output=True, text=True, check=False

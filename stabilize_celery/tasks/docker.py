@@ -61,6 +61,7 @@ def _act(client: Any, options: DockerOptions, masker: Masker) -> TaskResult:
     """Do the action under watch and turn what came of it into a result."""
     import docker
     import requests
+    import urllib3
 
     watch = Watch(client, options.timeout)
     try:
@@ -69,6 +70,7 @@ def _act(client: Any, options: DockerOptions, masker: Masker) -> TaskResult:
     except (
         docker.errors.DockerException,
         requests.RequestException,
+        urllib3.exceptions.HTTPError,
         OSError,
         TypeError,
         ValueError,

@@ -67,8 +67,6 @@ class RunTaskHandler(Handler[RunTask]):
             assert outcome.result is not None
             self._returned(outcome, outcome.result, unit, stage, task)
 
-    def _returned(
-        self, outcome: Outcome, result: TaskResult, unit: Unit, stage: StageExecution, task: TaskExecution
     def _hand_over(self, outcome: Outcome, unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
         to = outcome.hand_over
         assert to is not None
@@ -84,6 +82,8 @@ class RunTaskHandler(Handler[RunTask]):
             details={**to.details, "queue": to.queue, "attempt": task.attempts},
         )
 
+    def _returned(
+        self, outcome: Outcome, result: TaskResult, unit: Unit, stage: StageExecution, task: TaskExecution
     ) -> None:
         # A signal resumes one suspension: whoever was woken by it has seen it now, unless it is still at it.
         seen = SIGNAL_KEYS if result.status is not S.RUNNING else ()

@@ -359,10 +359,10 @@ read_due = (
 lock_due = read_due.with_for_update(skip_locked=True)
 
 #: Sent once more; the relay looks at it again later.  A lease that has run out is taken away: its holder counts as dead.
+#: What waits in a queue may still be there.
 mark_sent = (
     update(messages)
     .where(messages.c.id == bindparam("_id"))
-#: What waits in a queue may still be there.
     .values(
         sends=messages.c.sends + 1,
         send_at=bindparam("next"),

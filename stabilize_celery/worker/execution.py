@@ -13,6 +13,7 @@ from typing import Any
 from stabilize_celery.errors import (
     InvalidOutputError,
     TaskNotFoundError,
+    TaskTimeoutError,
     TransientError,
     describe_error,
     is_transient,
@@ -31,9 +32,9 @@ from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
+from stabilize_celery.worker.handover import launched, own_retries, publish
 from stabilize_celery.worker.judge import failure, judge, running_time, stage_time_left, timed_out
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
-from stabilize_celery.worker.handover import launched, own_retries, publish
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +132,11 @@ class _Attempt:
             if self._number > self._settings.max_attempts:
                 return failure(RuntimeError(f"{self._message.hook} was started too often"))
             return None
+        counted = self._number - own_retries(self._stage, self._message.task_id)
         verdict = judge(
             self._message, self._stage, counted, self._settings.max_attempts, self._row["last_error"]
         )
         if verdict is None and self._problem is not None:
-        counted = self._number - own_retries(self._stage, self._message.task_id)
             return failure(self._problem)
         return verdict
 
@@ -241,14 +242,14 @@ class _Attempt:
             return failure(ValueError("REDIRECT result without target_stage_ref_id"))
         if result.status in _IMPOSSIBLE:
             return failure(ValueError(f"task {task.name} returned the status {result.status}"))
+        if result.hand_over is not None:
+            return launched(result.hand_over, self._row, self._settings)
         if result.status is not S.RUNNING:
             told = result.context.get("exception") if result.status.is_failure else None
             reason = str(result.context.get("error", ""))[:500]
             return Outcome(Verdict.RETURNED, result, told if isinstance(told, dict) else None, reason=reason)
         delay = result.retry_after
         if delay is None:
-        if result.hand_over is not None:
-            return launched(result.hand_over, self._row, self._settings)
             delay = self._settings.poll_delay
             if isinstance(implementation, RetryableTask):
                 so_far = running_time(task, self._worker.store.now())

@@ -57,7 +57,7 @@ def error_text(stage: StageExecution) -> str:
     """What went wrong in a stage that failed, or in the last attempt of one that is being retried."""
     if stage.status.is_failure:
         own = stage.own_context
-        return str(own.get("error") or _details(own.get("exception")) or "")
+        return _details(own.get("exception")) or str(own.get("error") or "")
     if not stage.status.is_complete:
         for task in stage.tasks:
             if task.last_error and not task.status.is_complete:
@@ -67,4 +67,8 @@ def error_text(stage: StageExecution) -> str:
 
 def _details(stored: object) -> str:
     details = stored.get("details") if isinstance(stored, dict) else None
-    return str(details.get("error") or "") if isinstance(details, dict) else ""
+    if not isinstance(details, dict) or not details.get("error"):
+        return ""
+    # What an exception says means little without its type: "division by zero", "'order_id'".
+    kind = f"{details['type']}: " if details.get("type") else ""
+    return f"{kind}{details['error']}"

@@ -29,7 +29,7 @@ def test_run_fails_when_the_workflow_does(cli, flow) -> None:
     result = cli("run", flow(FAIL), database=None)
     assert result.exit_code == 1
     assert "✘ fail  TERMINAL" in result.stdout
-    assert "no luck" in result.stdout
+    assert "ValueError: no luck" in result.stdout
 
 
 def test_run_says_it_in_json_and_lets_nothing_else_into_it(cli, flow) -> None:

@@ -112,20 +112,23 @@ def test_synthetic_stages_stand_inside_their_parent_in_the_order_of_their_phases
 
 def test_errors_and_attempts() -> None:
     failed = stage("charge", S.TERMINAL)
-    failed.context["error"] = "CardError: declined\nask the bank"
+    failed.context |= {
+        "error": "x",
+        "exception": {"details": {"type": "CardError", "error": "declined\nask them"}},
+    }
     failed.tasks[0].attempts = 3
     retried = stage("mail", S.RUNNING)
     retried.tasks[0].attempts = 2
-    retried.tasks[0].last_error = {"details": {"error": "refused"}}
+    retried.tasks[0].last_error = {"details": {"error": "refused", "type": "ConnectionError"}}
     recovered = stage("ship", S.SUCCEEDED)
     recovered.tasks[0].last_error = {"details": {"error": "not shown: it is over"}}
     recovered.tasks[0].attempts = 1
     assert lines(workflow(failed, retried, recovered))[1:] == [
         "├── ✘ charge  TERMINAL    1.00s  3 attempts",
         "│   CardError: declined",
-        "│   ask the bank",
+        "│   ask them",
         "├── ▶ mail    RUNNING     1.00s  2 attempts",
-        "│   refused",
+        "│   ConnectionError: refused",
         "└── ✔ ship    SUCCEEDED   1.00s",
     ]
 

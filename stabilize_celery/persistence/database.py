@@ -148,8 +148,8 @@ class Database:
         except OperationalError as error:
             self._synchronised = False
             raise StoreError(
-                f"database {self.name} cannot be reached: {error.orig}. "
-                "Check stabilize_database_url and that the server is running."
+                f"database {self.name} cannot be reached; check stabilize_database_url and that the server runs: "
+                f"{' '.join(str(error.orig).split())}"
             ) from error
         self.clock.synchronise(moment)
 

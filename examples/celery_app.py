@@ -26,8 +26,8 @@ stabilize = Stabilize(app)
 
 
 @stabilize.task("charge")
-def charge(stage: StageExecution) -> dict[str, str]:
-    return {"charge_id": f"ch_{stage.execution.context['order_id']}"}
+def charge(order_id: int) -> dict[str, str]:
+    return {"charge_id": f"ch_{order_id}"}
 
 
 @stabilize.task("ship")
@@ -43,9 +43,8 @@ def order(order_id: int) -> Workflow:
     return Workflow.create(
         application="shop",
         name="order",
-        context={"order_id": order_id},
         stages=[
-            StageExecution.single("charge", "charge"),
+            StageExecution.single("charge", "charge", {"order_id": order_id}),
             StageExecution.single("ship", "ship", requires={"charge"}),
             StageExecution.single(
                 "receipt", "shell", {"command": "echo receipt for {charge_id}"}, requires={"charge"}

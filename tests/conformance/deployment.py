@@ -6,7 +6,9 @@ app, with the same configuration, by calling :func:`make_app`.
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
 from celery import Celery
 
@@ -16,6 +18,8 @@ from tests.conformance import behaviours
 BROKER = "CONFORMANCE_BROKER_URL"
 DATABASE = "CONFORMANCE_DATABASE_URL"
 INLINE = "CONFORMANCE_INLINE"
+#: More settings, as a JSON mapping of keys of the Celery configuration.
+MORE = "CONFORMANCE_MORE"
 
 #: The same for every backend; short, so that a scenario with ten attempts takes a second.
 SETTINGS = {
@@ -34,21 +38,28 @@ SETTINGS = {
 }
 
 
-def make_app(broker: str, database: str, *, inline: bool) -> tuple[Celery, Stabilize]:
-    """A Celery app with the engine and every behaviour on it."""
-    app = Celery("conformance", broker=broker, set_as_current=False)
+def make_app(
+    broker: str, database: str, *, inline: bool, task_cls: Any = None, **more: Any
+) -> tuple[Celery, Stabilize]:
+    """A Celery app with the engine and every behaviour on it; ``more`` are keys of its configuration."""
+    app = Celery("conformance", broker=broker, set_as_current=False, task_cls=task_cls)
     app.conf.update({f"stabilize_{name}": value for name, value in SETTINGS.items()})
     app.conf.update(
         stabilize_database_url=database,
         stabilize_inline=inline,
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
-        worker_hijack_root_logger=True,
     )
+    app.conf.update(more)
     stabilize = Stabilize(app)
     behaviours.register(stabilize)
     return app, stabilize
 
 
 if BROKER in os.environ:
-    app, stabilize = make_app(os.environ[BROKER], os.environ[DATABASE], inline=os.environ[INLINE] == "1")
+    app, stabilize = make_app(
+        os.environ[BROKER],
+        os.environ[DATABASE],
+        inline=os.environ[INLINE] == "1",
+        **json.loads(os.environ.get(MORE, "{}")),
+    )

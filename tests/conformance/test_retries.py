@@ -10,7 +10,6 @@ from stabilize_celery import WorkflowStatus as S
 from tests.conformance.deployment import SETTINGS
 from tests.conformance.harness import ConformanceEngine, Result, flow, stage
 
-
 #: The database's clock and that of the task bodies are read at different moments.
 SLACK = 0.02
 

@@ -78,8 +78,6 @@ class StartWorkflow(WorkflowLevel):
     gate: ClassVar[Gate] = Gate.EXCLUSIVE
     #: The configuration whose limit it must pass, locked before the workflow.
     pipeline_config_id: str | None = None
-    #: A slot has been given to it already.
-    admitted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +186,7 @@ class ResumeWorkflow(WorkflowLevel):
     gate: ClassVar[Gate] = Gate.EXCLUSIVE
     user: str = ""
     pipeline_config_id: str | None = None
+    #: It waited for a slot, and has been given one.
     admitted: bool = False
 
 
@@ -198,7 +197,6 @@ class RestartStage(StageLevel):
     gate: ClassVar[Gate] = Gate.EXCLUSIVE
     user: str = ""
     pipeline_config_id: str | None = None
-    admitted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +241,8 @@ class RunHook(TaskLevel):
     runs_user_code: ClassVar[bool] = True
     hook: str = "on_cleanup"
     task_type: str = ""
+    #: The stage as it was, if it has begun anew or is gone since.
+    stage: dict[str, Any] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------- markers

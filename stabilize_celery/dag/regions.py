@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from stabilize_celery.dag.topology import downstream_closure, topological_order
+from stabilize_celery.dag.topology import downstream_closure, topological_order, upstream_closure
 
 
-def exclusive_downstream(requires: Mapping[str, Collection[str]], start: str) -> set[str]:
+def exclusive_downstream(requires: Mapping[str, Collection[str]], start: Collection[str]) -> set[str]:
     """``start`` and the stages that can only be reached through it.
 
     A join that is also fed from elsewhere is not among them: what it waits for has not become undone.
     """
-    region = {start}
+    region = set(start)
     for ref in topological_order(requires):
-        if ref != start and requires[ref] and all(required in region for required in requires[ref]):
+        if requires[ref] and all(required in region for required in requires[ref]):
             region.add(ref)
     return region
 
@@ -29,13 +29,14 @@ def jump_regions(
 ) -> tuple[set[str], set[str]]:
     """The stages that a jump resets, and those it passes over.
 
-    Backwards: reset are the target, what can only be reached through it, and the source.  Forwards: reset are the
-    target and what can only be reached through it; passed over is what can only be reached through the source and is
-    neither the target nor comes after it.
+    Backwards: reset are the target, the way from it back to the source, and what can only be reached through
+    those.  Forwards: reset are the target and what can only be reached through it; passed over is what can only be
+    reached through the source and is neither the target nor comes after it.
     """
-    reset = exclusive_downstream(requires, target)
     if is_backward(requires, source, target):
-        return reset | {source}, set()
+        way = (downstream_closure(requires, target) & upstream_closure(requires, source)) | {source, target}
+        return exclusive_downstream(requires, way), set()
+    reset = exclusive_downstream(requires, {target})
     beyond = downstream_closure(requires, target) | {target}
-    passed = exclusive_downstream(requires, source) - beyond - {source}
+    passed = exclusive_downstream(requires, {source}) - beyond - {source}
     return reset, passed

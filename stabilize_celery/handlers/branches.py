@@ -88,7 +88,8 @@ def _child_ended(unit: Unit, child: StageExecution) -> None:
     strands = child.status is S.FAILED_CONTINUE and not child.own_context.get(
         "allowSiblingStagesToContinueOnFailure"
     )
-    settled = 1
+    # One that could not start any more was settled when that became clear.
+    settled = 0 if child.blocked else 1
     if child.status.is_continuable and not strands:
         for sibling in unit.downstream(child):
             if waits(sibling):

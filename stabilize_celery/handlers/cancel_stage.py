@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_stage
 from stabilize_celery.handlers.branches import resume_progress, stage_ended
-from stabilize_celery.handlers.lifecycle import cancel_stage
+from stabilize_celery.handlers.lifecycle import cancel_stage, descendants
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CancelStage
-from stabilize_celery.models.stage import StageExecution
 
 
 class CancelStageHandler(Handler[CancelStage]):
@@ -22,17 +21,10 @@ class CancelStageHandler(Handler[CancelStage]):
         workflow = unit.whole(stage.execution.id)
         assert workflow is not None
         reason = message.reason or "canceled"
-        for each in [*_descendants(stage), stage]:
+        for each in [*descendants(stage), stage]:
             if not each.status.is_complete:
                 cancel_stage(unit, each, reason, message.user or None, force=message.force)
         if stage.is_synthetic:
             stage_ended(unit, stage)
         else:
             resume_progress(unit, workflow)
-
-
-def _descendants(stage: StageExecution) -> list[StageExecution]:
-    found = []
-    for child in stage.synthetic_stages():
-        found += [*_descendants(child), child]
-    return found

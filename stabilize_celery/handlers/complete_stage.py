@@ -27,7 +27,7 @@ class CompleteStageHandler(Handler[CompleteStage]):
         status, failed = self._assess(stage, children)
         if not status.is_complete:
             return
-        if not failed and not status.is_halt and Phase.AFTER.value not in stage.planned:
+        if not status.is_halt and _did_its_work(stage, failed) and Phase.AFTER.value not in stage.planned:
             if self._begins(unit, stage, Phase.AFTER):
                 return
             status, failed = self._assess(stage, children)
@@ -51,6 +51,11 @@ class CompleteStageHandler(Handler[CompleteStage]):
         except PlanningFailedError as error:
             planning_failed(unit, stage, phase, error)
             return False
+
+
+def _did_its_work(stage: StageExecution, failed: bool) -> bool:
+    """Only then the after-stages run: not when a task was canceled or never came to run."""
+    return not failed and all(task.status.is_complete and task.failed_as is None for task in stage.tasks)
 
 
 def children_of(unit: Unit, stage: StageExecution) -> list[Child]:

@@ -10,8 +10,8 @@ from stabilize_celery.dag.topology import topological_order
 from stabilize_celery.handlers.base import Handler, find_task
 from stabilize_celery.handlers.branches import resume_progress, stage_ended
 from stabilize_celery.handlers.lifecycle import (
-    cancel_stage,
     finish_task,
+    remove_children,
     reset_stage,
     send_hooks,
     transition,
@@ -42,7 +42,7 @@ class JumpToStageHandler(Handler[JumpToStage]):
         if workflow.status.is_complete:
             return
         history: list[dict[str, Any]] = list(workflow.context.get("_jump_history", ()))
-        most = int(workflow.context.get("_max_jumps", source.context.get("_max_jumps", DEFAULT_MAX_JUMPS)))
+        most = workflow.context.get("_max_jumps", DEFAULT_MAX_JUMPS)
         target = _top_level(workflow, message.target_ref_id)
         if target is None:
             what = message.target_ref_id or "(none)"
@@ -87,7 +87,7 @@ class JumpToStageHandler(Handler[JumpToStage]):
                 self._pass_over(unit, by_ref[ref], reason)
         for ref in reset:
             stage = by_ref[ref]
-            unit.delete_children(stage.synthetic_stages())
+            remove_children(unit, stage, reason)
             reset_stage(unit, stage, reason)
         seen = {"_jump_count": len(history), "_jump_history": history}
         if message.jump_outputs:
@@ -108,10 +108,7 @@ class JumpToStageHandler(Handler[JumpToStage]):
             unit.change(source, sources=exported_sources(source))
             send_hooks(unit, source, "on_cleanup", source.tasks)
             return
-        for child in outer.synthetic_stages():
-            if child is not source and not child.status.is_complete:
-                cancel_stage(unit, child, reason, "system")
-        unit.delete_children(outer.synthetic_stages())
+        remove_children(unit, outer, reason)
         reset_stage(unit, outer, reason)
         self._pass_over(unit, outer, reason)
 
@@ -128,9 +125,9 @@ class JumpToStageHandler(Handler[JumpToStage]):
         update_context(unit, source, {"jump_error": error, "error": error})
         for task in source.tasks:
             if task.status is S.REDIRECT:
-                finish_task(unit, source, task, S.SUCCEEDED, error)
-            elif task.status is S.RUNNING:
-                finish_task(unit, source, task, S.TERMINAL, error)
+                transition(unit, source, S.RUNNING, "its jump is refused", task=task)
+            if task.status is S.RUNNING:
+                finish_task(unit, source, task, S.TERMINAL, error, failed_as=S.TERMINAL)
             elif task.status is S.NOT_STARTED:
                 finish_task(unit, source, task, S.SKIPPED, error)
         transition(unit, source, S.TERMINAL, error, end_time=unit.now)

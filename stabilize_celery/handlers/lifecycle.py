@@ -16,6 +16,9 @@ from stabilize_celery.models.workflow import Workflow
 #: The signal a sub-workflow sends when it ends.
 SUB_WORKFLOW_ENDED = "_sub_workflow_ended"
 
+#: In a stage's context: who wants it skipped when its turn comes.
+SKIP_KEY = "_skip_requested"
+
 #: What an earlier pass of the workflow leaves in a stage's context that must not meet a later one.
 PASS_KEYS = (
     "exception",
@@ -27,6 +30,7 @@ PASS_KEYS = (
     "_signal_user",
     "jump_error",
     "_sub_workflow_id",
+    SKIP_KEY,
 )
 
 
@@ -123,11 +127,16 @@ def send_hooks(unit: Unit, stage: StageExecution, hook: str, tasks: list[TaskExe
             unit.send(RunHook(**stage_ids(stage), task_id=task.id, task_type=name, hook=hook))
 
 
+def active_tasks(stage: StageExecution) -> list[TaskExecution]:
+    """The tasks that have begun and not ended."""
+    return [task for task in stage.tasks if task.status in (S.RUNNING, S.SUSPENDED, S.PAUSED)]
+
+
 def cancel_stage(
     unit: Unit, stage: StageExecution, reason: str, actor: str | None = None, force: bool = False
 ) -> None:
     """A stage that has not ended is canceled, and whoever works for it is told.  Its synthetic stages are not."""
-    active = [task for task in stage.tasks if task.status in (S.RUNNING, S.SUSPENDED, S.PAUSED)]
+    active = active_tasks(stage)
     abandon_work(unit, stage, reason, actor, force)
     for task in stage.tasks:
         if not task.status.is_complete:
@@ -152,9 +161,12 @@ def reset_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | Non
 
     Messages of the old generation are stale from here on (promise P5).
     """
-    running = [task for task in stage.tasks if task.status is S.RUNNING]
     abandon_work(unit, stage, reason, actor)
-    send_hooks(unit, stage, "on_cancel", running)
+    if not stage.status.is_complete and stage.status is not S.NOT_STARTED:
+        # Its pass ends here: whoever worked for it gives up and clears away.
+        send_hooks(unit, stage, "on_cancel", active_tasks(stage))
+        send_hooks(unit, stage, "on_cleanup", stage.tasks)
+    unit.keep_for_hooks(stage)
     unit.drop_signals(stage)
     old = stage.status
     for task in stage.tasks:
@@ -184,6 +196,8 @@ def end_workflow(
     unit: Unit, workflow: Workflow, status: S, reason: str = "", actor: str | None = None
 ) -> None:
     """A workflow ends, gives its slot back, and tells the task that waits for it."""
+    if workflow.status in (S.PAUSED, S.BUFFERED) and status is not S.CANCELED:
+        transition(unit, workflow, S.RUNNING, "to be ended", actor=actor)
     transition(unit, workflow, status, reason, actor=actor, end_time=unit.now)
     give_back_slot(unit, workflow)
     if workflow.parent is not None:
@@ -197,6 +211,28 @@ def end_workflow(
                 persistent=True,
             )
         )
+
+
+def revive_workflow(unit: Unit, workflow: Workflow, reason: str, actor: str | None = None) -> None:
+    """A workflow that has ended begins again where a restart says: it is not started, and needs a slot."""
+    unit.record("revive", workflow.id, old=workflow.status, new=S.NOT_STARTED, reason=reason, actor=actor)
+    unit.change(workflow, status=S.NOT_STARTED, end_time=None)
+
+
+def remove_children(unit: Unit, stage: StageExecution, reason: str, actor: str | None = None) -> None:
+    """The synthetic stages of a stage go, to be planned afresh; those that are active are canceled first."""
+    for each in descendants(stage):
+        if not each.status.is_complete and each.status is not S.NOT_STARTED:
+            cancel_stage(unit, each, reason, actor)
+    unit.delete_children(stage.synthetic_stages())
+
+
+def descendants(stage: StageExecution) -> list[StageExecution]:
+    """The synthetic stages of a stage and theirs, children before their parent; of a workflow loaded whole."""
+    found = []
+    for child in stage.synthetic_stages():
+        found += [*descendants(child), child]
+    return found
 
 
 def give_back_slot(unit: Unit, workflow: Workflow) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stabilize_celery.dag.topology import downstream_closure
 from stabilize_celery.handlers.base import Handler, find_stage
 from stabilize_celery.handlers.branches import resume_progress
-from stabilize_celery.handlers.lifecycle import reset_stage, transition
+from stabilize_celery.handlers.lifecycle import remove_children, reset_stage, revive_workflow, transition
 from stabilize_celery.handlers.slots import admit
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import RestartStage
@@ -31,12 +31,13 @@ class RestartStageHandler(Handler[RestartStage]):
         if not stage.status.is_complete:
             return
         actor = message.user or None
+        reason = f"restart from {stage.ref_id}"
         requires = {s.ref_id: s.requisite_stage_ref_ids for s in workflow.top_level_stages()}
         region = downstream_closure(requires, stage.ref_id) | {stage.ref_id}
         for each in workflow.top_level_stages():
             if each.ref_id in region and (each.status is not S.NOT_STARTED or each.generation):
-                unit.delete_children(each.synthetic_stages())
-                reset_stage(unit, each, f"restart from {stage.ref_id}", actor)
+                remove_children(unit, each, reason, actor)
+                reset_stage(unit, each, reason, actor)
         unit.change(
             stage,
             context={
@@ -45,12 +46,9 @@ class RestartStageHandler(Handler[RestartStage]):
             },
         )
         if workflow.status.is_complete:
-            unit.record(
-                "revive", workflow.id, old=workflow.status, new=S.NOT_STARTED, reason="restart", actor=actor
-            )
-            unit.change(workflow, status=S.NOT_STARTED, end_time=None)
+            revive_workflow(unit, workflow, reason, actor)
             if slots is not None and not admit(unit, workflow, slots):
                 resume_progress(unit, workflow)
                 return
-            transition(unit, workflow, S.RUNNING, f"restart from {stage.ref_id}", actor=actor)
+            transition(unit, workflow, S.RUNNING, reason, actor=actor)
         resume_progress(unit, workflow)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from stabilize_celery.handlers.base import Handler
 from stabilize_celery.handlers.branches import resume_progress, wake_paused
-from stabilize_celery.handlers.lifecycle import give_back_slot, transition
+from stabilize_celery.handlers.lifecycle import transition
 from stabilize_celery.handlers.slots import admit
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import InvalidWorkflowId, ResumeWorkflow, StartWorkflow
@@ -25,10 +25,8 @@ class ResumeWorkflowHandler(Handler[ResumeWorkflow]):
         if workflow is None:
             unit.send(InvalidWorkflowId(workflow_id=message.workflow_id, detail=message.type))
             return
-        expected = S.BUFFERED if message.admitted else S.PAUSED
-        if workflow.status is not expected:
-            if message.admitted:
-                give_back_slot(unit, workflow)
+        waits = workflow.status is S.BUFFERED and unit.holds_slot(workflow)
+        if not (waits if message.admitted else workflow.status is S.PAUSED):
             return
         actor = message.user or None
         self._end_pause(unit, workflow)

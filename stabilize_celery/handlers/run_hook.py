@@ -18,21 +18,23 @@ class RunHookHandler(Handler[RunHook]):
         attempt = unit.attempt
         assert attempt is not None
         outcome = attempt.outcome
-        stage = unit.stage(message.stage_id)
-        if stage is None or outcome.verdict is Verdict.DROP:
+        if outcome.verdict is Verdict.DROP:
             return
+        # It may be gone: a synthetic stage of an earlier pass.
+        stage = unit.stage(message.stage_id)
         if outcome.verdict is Verdict.RETRY:
             unit.requeue(delay=outcome.delay, counted=True, error=outcome.error)
             return
         failed = outcome.error is not None
-        if not failed and outcome.result is not None and stage.generation == message.generation:
+        same_pass = stage is not None and stage.generation == message.generation
+        if not failed and outcome.result is not None and stage is not None and same_pass:
             update_context(unit, stage, outcome.result.context)
             if outcome.result.outputs:
                 unit.change(stage, outputs={**stage.outputs, **outcome.result.outputs})
         unit.record(
             message.hook,
             message.workflow_id,
-            stage=stage,
+            stage=stage if same_pass else None,
             task_id=message.task_id,
             reason=outcome.reason if failed else "",
             details=outcome.error if failed else None,

@@ -37,7 +37,9 @@ class RunTaskHandler(Handler[RunTask]):
         if stage.execution.status.is_complete:
             cancel_stage(unit, stage, f"the workflow is {stage.execution.status}", "system")
             return
-        task.attempts = attempt.number
+        # A call that only asks to be called again, and one that was not made, is no attempt.
+        counts = attempt.outcome.error is not None or _ends(attempt.outcome)
+        task.attempts = attempt.number if counts else attempt.number - 1
         unit.change(stage, tasks=stage.tasks)
         self._record(attempt.outcome, unit, stage, task)
 
@@ -139,6 +141,10 @@ class RunTaskHandler(Handler[RunTask]):
                 ExpireSuspension(**stage_ids(stage), task_id=task.id, suspension=task.suspensions),
                 delay=result.suspend_timeout,
             )
+
+
+def _ends(outcome: Outcome) -> bool:
+    return outcome.result is not None and outcome.result.status not in (S.RUNNING, S.SUSPENDED)
 
 
 def resume_with_signal(

@@ -6,7 +6,7 @@ from stabilize_celery.context.sources import merge_sources
 from stabilize_celery.dag.enabled import enabling_condition
 from stabilize_celery.errors import ExpressionError, InvalidWorkflowError
 from stabilize_celery.handlers.base import Handler, find_stage, stage_ids
-from stabilize_celery.handlers.lifecycle import transition, update_context
+from stabilize_celery.handlers.lifecycle import SKIP_KEY, transition, update_context
 from stabilize_celery.handlers.planning import (
     PlanningFailedError,
     begin_phase,
@@ -32,6 +32,9 @@ class StartStageHandler(Handler[StartStage]):
         if stage.execution.status.is_complete:
             return
         see_upstreams(unit, stage)
+        if (wish := stage.context.get(SKIP_KEY)) is not None:
+            unit.send(SkipStage(**stage_ids(stage), **wish))
+            return
         if stage.start_time_expiry is not None and stage.start_time_expiry <= unit.now:
             unit.send(SkipStage(**stage_ids(stage), reason="its start time has expired"))
             return

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler
-from stabilize_celery.handlers.lifecycle import end_workflow, transition
+from stabilize_celery.handlers.lifecycle import transition
 from stabilize_celery.handlers.unit import Unit
-from stabilize_celery.messages import ResumeWorkflow, StartWaitingWorkflows, StartWorkflow
+from stabilize_celery.messages import CancelWorkflow, ResumeWorkflow, StartWaitingWorkflows, StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.workflow import Workflow
 
@@ -28,10 +28,12 @@ class StartWaitingWorkflowsHandler(Handler[StartWaitingWorkflows]):
             chosen = unit.waiting(config_id, min(free, _BATCH))
         else:
             waiting = unit.waiting(config_id, _BATCH)
-            chosen = waiting[-free:]
-            for workflow in waiting[: -len(chosen)] if chosen else []:
-                unit.change(workflow, is_canceled=True, cancellation_reason=_PURGED)
-                end_workflow(unit, workflow, S.CANCELED, _PURGED, actor="system")
+            # With more than that waiting, the newest are not among them.
+            chosen = waiting[-free:] if len(waiting) < _BATCH else []
+            for workflow in waiting[: len(waiting) - len(chosen)]:
+                _send_away(unit, workflow)
+            if len(waiting) == _BATCH:
+                unit.send(message)
         for workflow in chosen:
             _let_in(unit, workflow)
         if len(chosen) == _BATCH:
@@ -41,15 +43,17 @@ class StartWaitingWorkflowsHandler(Handler[StartWaitingWorkflows]):
 _PURGED = "a newer execution of its configuration was started in its place (keepWaitingPipelines is off)"
 
 
+def _send_away(unit: Unit, workflow: Workflow) -> None:
+    """It may have begun before it was paused or restarted: canceling it is work of its own."""
+    unit.change(workflow, is_canceled=True)
+    unit.send(CancelWorkflow(workflow_id=workflow.id, user="system", reason=_PURGED))
+
+
 def _let_in(unit: Unit, workflow: Workflow) -> None:
     unit.hold_slot(workflow, True)
     if workflow.start_time is None:
         transition(unit, workflow, S.NOT_STARTED, "has a slot")
-        unit.send(
-            StartWorkflow(
-                workflow_id=workflow.id, pipeline_config_id=workflow.pipeline_config_id, admitted=True
-            )
-        )
+        unit.send(StartWorkflow(workflow_id=workflow.id, pipeline_config_id=workflow.pipeline_config_id))
     else:
         # It had been started before: resumed or restarted while no slot was free.
         unit.send(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_workflow, stage_ids
-from stabilize_celery.handlers.lifecycle import end_workflow, give_back_slot, transition
+from stabilize_celery.handlers.branches import resume_progress
+from stabilize_celery.handlers.lifecycle import end_workflow, transition
 from stabilize_celery.handlers.slots import admit
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CancelWorkflow, StartStage, StartWorkflow
@@ -21,8 +22,6 @@ class StartWorkflowHandler(Handler[StartWorkflow]):
         if workflow is None:
             return
         if workflow.status is not S.NOT_STARTED:
-            if message.admitted and workflow.status is not S.RUNNING:
-                give_back_slot(unit, workflow)
             return
         if workflow.is_canceled:
             end_workflow(unit, workflow, S.CANCELED, workflow.cancellation_reason or "")
@@ -32,10 +31,14 @@ class StartWorkflowHandler(Handler[StartWorkflow]):
                 CancelWorkflow(workflow_id=workflow.id, user="system", reason="its start time has expired")
             )
             return
-        if slots is not None and not message.admitted and not admit(unit, workflow, slots):
+        if slots is not None and not unit.holds_slot(workflow) and not admit(unit, workflow, slots):
             return
         transition(unit, workflow, S.RUNNING, start_time=unit.now)
         stages = unit.initial_stages(workflow)
+        if any(stage.status is not S.NOT_STARTED for stage in stages):
+            # Some were canceled or skipped before the workflow started.
+            resume_progress(unit, unit.whole(workflow.id) or workflow)
+            return
         unit.change(workflow, live_branches=len(stages))
         for stage in stages:
             unit.send(StartStage(**stage_ids(stage)))

@@ -85,6 +85,9 @@ class Unit(Protocol):
     def insert_children(self, parent: StageExecution, stages: Iterable[StageExecution]) -> None:
         """Add synthetic stages, in topological order."""
 
+    def keep_for_hooks(self, stage: StageExecution) -> None:
+        """Hooks of a stage that have not been called yet are given the stage as it is now."""
+
     def delete_children(self, stages: Iterable[StageExecution]) -> None:
         """Remove synthetic stages, and the synthetic stages of those."""
 
@@ -150,3 +153,6 @@ class Unit(Protocol):
 
     def hold_slot(self, workflow: Workflow, held: bool) -> None:
         """A slot is taken or given back by a workflow."""
+
+    def holds_slot(self, workflow: Workflow) -> bool:
+        """Whether a workflow, locked, holds a slot."""

@@ -278,6 +278,9 @@ lock_waiting = (
     .where(
         workflows.c.pipeline_config_id == bindparam("config_id"),
         workflows.c.status == WorkflowStatus.BUFFERED,
+        # One that was let in or sent away already is on its way out of the queue.
+        ~workflows.c.holds_slot,
+        ~workflows.c.is_canceled,
     )
     .order_by(workflows.c.id)
     .limit(bindparam("most"))

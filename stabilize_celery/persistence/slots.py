@@ -27,11 +27,12 @@ class LockedSlots:
         """Take over the limit of ``workflow`` if it is the newest execution seen."""
         if workflow.id < self.set_by:
             return
+        newer = workflow.id > self.set_by
         changed = (self.limit, self.keep_waiting) != (workflow.limit, workflow.keep_waiting_pipelines)
         self.limit, self.set_by = workflow.limit, workflow.id
         if workflow.limit is not None:
             self.keep_waiting = workflow.keep_waiting_pipelines
-        if changed or self.set_by != workflow.id:
+        if changed or newer:
             self.connection.execute(
                 update(slots)
                 .where(slots.c.pipeline_config_id == self.config_id)

@@ -182,6 +182,9 @@ class UnitOfWork:
         return [self._adopt(row._mapping, workflow) for row in found]
 
     def downstream(self, stage: StageExecution) -> list[StageExecution]:
+        if self._new_edges:
+            # Planned and ended in the same transaction.
+            self._flush_stages()
         found = self.connection.execute(queries.lock_downstream, {"stage_id": stage.id}).all()
         self._wide = self._wide or len(found) > 1
         following = [self._adopt(row._mapping, stage.execution) for row in found]
@@ -289,9 +292,7 @@ class UnitOfWork:
             row["payload"] = {"stage": kept, **{k: v for k, v in row["payload"].items() if v != {}}}
         for found in stored:
             payload = {"stage": kept, **{k: v for k, v in found.payload.items() if v != {}}}
-            self.connection.execute(
-                update(messages).where(messages.c.id == found.id).values(payload=payload)
-            )
+            self.connection.execute(update(messages).where(messages.c.id == found.id).values(payload=payload))
 
     def delete_children(self, stages: Iterable[StageExecution]) -> None:
         self._flush_stages()

@@ -25,6 +25,7 @@ from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.persistence.lease_store import Claimed
 from stabilize_celery.persistence.outbox import message_of
+from stabilize_celery.persistence.snapshots import stage_of
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.interface import RetryableTask, Task
@@ -108,6 +109,8 @@ class _Attempt:
         self._row = claimed.row
         self._message = message
         self._stage = claimed.stage
+        if isinstance(message, RunHook) and message.stage:
+            self._stage = stage_of(message.stage, worker.store.head(message.workflow_id))
         self._problem = claimed.problem
         self._number: int = claimed.row["attempts"]
 

@@ -30,8 +30,8 @@ def judge(
     workflow = stage.execution
     if workflow.status.is_complete:
         return Outcome(Verdict.CANCELED, reason=f"the workflow is {workflow.status}")
-    if workflow.status is S.PAUSED:
-        return Outcome(Verdict.PARK)
+    if workflow.status in (S.PAUSED, S.BUFFERED):
+        return Outcome(Verdict.PARK, reason=f"the workflow is {workflow.status}")
     if stage.own_context.get("manualSkip"):
         return Outcome(Verdict.RETURNED, TaskResult.skipped(), reason="manualSkip")
     if attempts > max_attempts:

@@ -33,7 +33,7 @@ from stabilize_celery.stages.builder import (
     StageDefinitionBuilderFactory,
     global_factory,
 )
-from stabilize_celery.tasks.builtin import register_builtin_tasks
+from stabilize_celery.tasks.builtin import configure_builtin_tasks, register_builtin_tasks
 from stabilize_celery.tasks.registry import TaskRegistry, TaskSource
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Stabilize(Control, Nesting):
             settings: any option of :class:`~stabilize_celery.settings.Settings`, without its prefix.
         """
         engine = cls()
-        engine._settings = Settings.of(database_url=url, **settings)
+        engine._use(Settings.of(database_url=url, **settings))
         engine._clock = clock
         engine._concurrency = concurrency
         if create_tables:
@@ -124,10 +124,15 @@ class Stabilize(Control, Nesting):
                 )
             from stabilize_celery.delivery.install import read_settings
 
-            self._settings = read_settings(self.app)
-            for module in self._settings.imports:
-                importlib.import_module(module)
+            self._use(read_settings(self.app))
+        assert self._settings is not None
         return self._settings
+
+    def _use(self, settings: Settings) -> None:
+        self._settings = settings
+        configure_builtin_tasks(self.registry, settings)
+        for module in settings.imports:
+            importlib.import_module(module)
 
     @cached_property
     def store(self) -> WorkflowStore:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.celery_task import CeleryTask
 from stabilize_celery.tasks.docker import DockerTask
 from stabilize_celery.tasks.http import HTTPTask
 from stabilize_celery.tasks.python import PythonTask
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.shell import ShellTask
+
+
+def configure_builtin_tasks(registry: TaskRegistry, settings: Settings) -> None:
+    """Apply what the settings say of built-in tasks, unless somebody registered others under their names."""
+    if settings.allow_private_urls and registry.source("http") is HTTPTask:
+        task = HTTPTask()
+        task.allow_private_urls_default = True
+        registry.register("http", task)
 
 
 def register_builtin_tasks(registry: TaskRegistry) -> None:

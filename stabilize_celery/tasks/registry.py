@@ -42,6 +42,10 @@ class TaskRegistry:
         for alias in (*aliases, *getattr(task, "aliases", ())):
             self._aliases[alias] = name
 
+    def source(self, name: str) -> Task | type[Task] | None:
+        """What is registered under exactly that name."""
+        return self._tasks.get(name)
+
     def mark_builtin(self) -> None:
         """What is registered by now came with the package."""
         self._builtin = frozenset(self._tasks)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from types import ModuleType
 
+import pytest
+
 import stabilize_celery
 from stabilize_celery import errors, messages
 from stabilize_celery.run import WorkflowRun
@@ -153,12 +155,11 @@ def test_names_of_the_package():
 
 
 def test_the_package_has_no_other_names_than_it_says():
-    names = {
-        name
-        for name, value in vars(stabilize_celery).items()
-        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
-    }
-    assert names == set(stabilize_celery.__all__)
+    assert set(dir(stabilize_celery)) == {*stabilize_celery.__all__, "__version__"}
+    for name in stabilize_celery.__all__:
+        assert getattr(stabilize_celery, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Stabilise'"):
+        stabilize_celery.Stabilise  # noqa: B018
 
 
 def test_names_of_the_errors():

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from stabilize_celery.clock import Clock
-from stabilize_celery.errors import ConfigurationError, StoreError
+from stabilize_celery.errors import ConfigurationError, SchemaVersionError, StoreError
 from stabilize_celery.persistence.types import dumps
 
 _RETRYABLE_SQLSTATES = {"40001", "40P01", "55P03"}
@@ -132,7 +132,8 @@ class Database:
         if self.is_postgresql and not self._synchronised:
             self._synchronise()
         try:
-            yield
+            with missing_tables_explained(self.name):
+                yield
         except OperationalError as error:
             if error.connection_invalidated or _is_connection_failure(error):
                 raise StoreError(
@@ -173,6 +174,30 @@ def is_unavailable(error: BaseException) -> bool:
         return True
     return isinstance(error, OperationalError) and (
         error.connection_invalidated or _is_connection_failure(error)
+    )
+
+
+@contextmanager
+def missing_tables_explained(database: str) -> Iterator[None]:
+    """Say what to run where a table of ours is missing.
+
+    Raises:
+        SchemaVersionError: it is.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        undefined = getattr(error.orig, "sqlstate", None) == "42P01"
+        if undefined or str(error.orig).startswith("no such table: stabilize_"):
+            raise missing_tables(database) from error
+        raise
+
+
+def missing_tables(database: str) -> SchemaVersionError:
+    """The error for a database without our tables."""
+    return SchemaVersionError(
+        f"the tables of stabilize_celery are missing in {database}: run "
+        "`celery -A <your app> stabilize migrate`, or `stabilize.create_tables()` for a quick start"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, inspect, text
 
 from stabilize_celery.errors import SchemaVersionError
-from stabilize_celery.persistence.database import Database
+from stabilize_celery.persistence.database import Database, missing_tables
 from stabilize_celery.persistence.tables import PREFIX, STORAGE, metadata
 
 #: The Alembic revision this release needs.
@@ -68,10 +68,7 @@ def check(database: Database) -> None:
     with database.begin() as connection:
         version = read_version(connection)
     if version is None:
-        raise SchemaVersionError(
-            f"the tables of stabilize_celery are missing in {database.name}: run "
-            "`celery -A <your app> stabilize migrate`, or `stabilize.create_tables()` for a quick start"
-        )
+        raise missing_tables(database.name)
     _compare(database, version)
 
 

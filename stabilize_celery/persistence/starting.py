@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, event, insert
+from sqlalchemy import Connection, event, func, insert, select
 from sqlalchemy.orm import Session
 
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence.database import missing_tables_explained
 from stabilize_celery.persistence.outbox import Outgoing, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import messages
@@ -38,7 +39,8 @@ def insert_started(
         with store.database.begin() as own:
             return _insert(store, own, workflows, rows)
     joined = _as_connection(connection)
-    ids, written = _insert(store, joined, workflows, rows)
+    with missing_tables_explained(store.database.name):
+        ids, written = _insert(store, joined, workflows, rows)
     ready = [outgoing(row) for row in written]
     if isinstance(connection, Session):
         event.listen(connection, "after_commit", lambda _session: publish(ready), once=True)
@@ -66,6 +68,7 @@ def _insert(
     ids: list[str] = []
     new: list[Workflow] = []
     by_key: dict[tuple[str, str], str] = {}
+    _lock_keys(connection, workflows)
     for workflow in workflows:
         known = None
         if workflow.dedup_key is not None:
@@ -79,3 +82,14 @@ def _insert(
         store.insert_workflows(connection, new)
         connection.execute(insert(messages), [rows[workflow.id] for workflow in new])
     return ids, [rows[workflow.id] for workflow in new]
+
+
+def _lock_keys(connection: Connection, workflows: list[Workflow]) -> None:
+    """Until the transaction ends nobody else starts with these keys: whether a start counts is known only then."""
+    if connection.dialect.name != "postgresql":
+        return
+    keys = {f"{w.application}/{w.dedup_key}" for w in workflows if w.dedup_key is not None}
+    for key in sorted(keys):
+        connection.execute(
+            select(func.pg_advisory_xact_lock(func.hashtextextended(f"stabilize dedup {key}", 0)))
+        )

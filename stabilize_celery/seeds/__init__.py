@@ -6,8 +6,8 @@ one engine handles it.  New programs are shorter with :class:`stabilize_celery.S
 
 from __future__ import annotations
 
+from stabilize_celery.persistence.message_queue import MessageQueue, PostgresQueue, SqliteQueue
 from stabilize_celery.seeds.orchestrator import Orchestrator
 from stabilize_celery.seeds.processor import QueueProcessor
-from stabilize_celery.seeds.queue import MessageQueue, PostgresQueue, SqliteQueue
 
 __all__ = ["MessageQueue", "Orchestrator", "PostgresQueue", "QueueProcessor", "SqliteQueue"]

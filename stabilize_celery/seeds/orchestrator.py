@@ -12,8 +12,8 @@ from stabilize_celery.messages import (
     WorkflowLevel,
 )
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence.message_queue import MessageQueue
 from stabilize_celery.persistence.store import WorkflowStore
-from stabilize_celery.seeds.queue import MessageQueue
 
 
 class Orchestrator:

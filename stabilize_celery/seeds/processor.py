@@ -18,9 +18,9 @@ from stabilize_celery.handlers.base import Handler
 from stabilize_celery.handlers.registry import default_handlers
 from stabilize_celery.handlers.run_task import RunTaskHandler
 from stabilize_celery.messages import Message
+from stabilize_celery.persistence.message_queue import MessageQueue
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings
-from stabilize_celery.seeds.queue import MessageQueue
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
 from stabilize_celery.tasks.builtin import register_builtin_tasks

@@ -75,7 +75,13 @@ def settle_for(
         outcome_of: from the row to what is reported.
     """
     row = worker.store.message(message_id)
-    if row is None or (waits_in(row) is None and row["lease_owner"] != owner):
+    if row is not None and waits_in(row) is not None:
+        # It counts as an attempt, so that it is not sent for ever to a queue where it cannot be begun.
+        begun = worker.store.begin(message_id, worker.owner, worker.settings.lease)
+        row = None if begun is None else begun.row
+    elif row is None or row["lease_owner"] != owner:
+        row = None
+    if row is None:
         return False
     attempt = Attempt(outcome_of(row), row["attempts"], worker.owner)
     return worker.settle(message_id, row["claims"], attempt)

@@ -1,0 +1,46 @@
+"""Fixtures of the integration tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration import celery_shop
+from tests.integration.shop_deployment import Shop
+from tests.services import RabbitService
+from tests.worker import WorkerProcess
+
+
+@contextmanager
+def make_shop(rabbit: RabbitService, broker: str, database: str, folder: Path) -> Iterator[Shop]:
+    """A shop without workers."""
+    app, stabilize = celery_shop.make_app(broker, database)
+    log = folder / "shop.log"
+    environment = {celery_shop.BROKER: broker, celery_shop.DATABASE: database, celery_shop.LOG: str(log)}
+    with ExitStack() as stack:
+        stack.callback(app.close)
+        stack.callback(stabilize.close)
+        started: list[WorkerProcess] = []
+
+        def start(name: str, *, wait: bool = True, **options: object) -> WorkerProcess:
+            options.setdefault("log", folder / f"worker-{len(started)}.log")
+            worker = WorkerProcess(name, env=environment, **options)  # type: ignore[arg-type]
+            started.append(worker)
+            stack.callback(worker.kill)
+            worker.start()
+            return worker.wait_ready(60) if wait else worker
+
+        yield Shop(app, stabilize, rabbit, broker, folder, start)
+
+
+@pytest.fixture
+def shop(rabbit_service: RabbitService, broker_url: str, postgres_url: str, tmp_path: Path) -> Iterator[Shop]:
+    """A shop of the test's own, without workers: the test starts, kills and wipes what it likes."""
+    with make_shop(rabbit_service, broker_url, postgres_url, tmp_path) as made:
+        yield made
+
+
+Shops = Callable[[str], Shop]

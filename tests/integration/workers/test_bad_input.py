@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
 
 from stabilize_celery import Stabilize
 from stabilize_celery import WorkflowStatus as S
@@ -81,7 +84,29 @@ def test_an_embedded_engine_without_tables_says_what_to_run(empty_postgres_url: 
         Stabilize.embedded(empty_postgres_url, create_tables=False) as stabilize,
         pytest.raises(SchemaVersionError, match=r"tables of stabilize_celery are missing"),
     ):
-        stabilize.run(flow(stage("a")))
+        stabilize.run(flow(stage("a", "noop")))
+
+
+@pytest.mark.parametrize("kind", ["connection", "session"])
+def test_joining_a_transaction_without_tables_says_what_to_run(
+    deploy: Deploy, empty_postgres_url: str, kind: str
+) -> None:
+    engine = deploy(database=empty_postgres_url).engine
+    own = create_engine(empty_postgres_url)
+    with (
+        Session(own) if kind == "session" else own.connect() as connection,
+        pytest.raises(SchemaVersionError, match=r"tables of stabilize_celery are missing"),
+    ):
+        engine.start(flow(stage("a")), connection=connection)
+    own.dispose()
+
+
+def test_an_embedded_engine_on_a_file_without_tables_says_what_to_run(tmp_path: Path) -> None:
+    with (
+        Stabilize.embedded(f"sqlite:///{tmp_path}/empty.db", create_tables=False) as stabilize,
+        pytest.raises(SchemaVersionError, match=r"tables of stabilize_celery are missing"),
+    ):
+        stabilize.run(flow(stage("a", "noop")))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +157,7 @@ def test_an_unknown_task_type_fails_its_stage_and_suggests_the_right_one(deploy:
 
     result = deployment.engine.run(flow(stage("a", "hoked")))
 
-    assert result.error("a") == "No task found for type: hoked. Did you mean 'hooked'?"
+    assert result.error("a") == "No task found for type: hoked, did you mean 'hooked'?"
     assert result.status is S.TERMINAL
 
 
@@ -161,5 +186,5 @@ def test_outputs_that_cannot_be_stored_fail_their_stage_and_no_other(deploy: Dep
     )
 
     assert result.statuses() == {"good": "SUCCEEDED", "bad": "FAILED_CONTINUE", "after": "SUCCEEDED"}
-    assert ("blob" if action == "bytes" else "1000") in result.error("bad")
+    assert ("blob" if action == "bytes" else "the limit is 1,000") in result.error("bad")
     assert result.seen("after") == {"x": "y" * 900}

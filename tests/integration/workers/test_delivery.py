@@ -81,8 +81,9 @@ def test_a_worker_consumes_exactly_the_queues_it_is_told(deploy: Deploy) -> None
 
     assert result.status is S.SUCCEEDED
     assert set(processes_of(result, "a") + processes_of(result, "b")) <= pids_of(tasks)
-    assert "RunTask" not in control.output
-    assert "StartWorkflow" not in tasks.output
+    assert "(RunTask)[" not in control.output
+    assert "(RunTask)[" in tasks.output
+    assert "(StartWorkflow)[" not in tasks.output
 
 
 def test_a_worker_that_is_told_nothing_consumes_the_engines_queues_too(deploy: Deploy) -> None:

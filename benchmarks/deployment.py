@@ -50,7 +50,10 @@ def chain_workflow(stages: int) -> Workflow:
     return Workflow.create(
         "bench",
         "chain",
-        [StageExecution.single(f"s{i:06d}", "bench", requires=[f"s{i - 1:06d}"] if i else ()) for i in range(stages)],
+        [
+            StageExecution.single(f"s{i:06d}", "bench", requires=[f"s{i - 1:06d}"] if i else ())
+            for i in range(stages)
+        ],
     )
 
 
@@ -70,7 +73,9 @@ def fan_workflow(stages: int) -> Workflow:
 
 def wide_workflow(stages: int) -> Workflow:
     """Stages that have nothing to do with each other."""
-    return Workflow.create("bench", "wide", [StageExecution.single(f"w{i:06d}", "bench") for i in range(stages)])
+    return Workflow.create(
+        "bench", "wide", [StageExecution.single(f"w{i:06d}", "bench") for i in range(stages)]
+    )
 
 
 def canvas_chain(tasks: int) -> Any:

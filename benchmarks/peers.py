@@ -8,23 +8,17 @@ processes.  Single times say little on a shared machine; the ratio of the median
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.services import choose_postgres, choose_rabbit
-from tests.worker import WorkerProcess
+from benchmarks.services import deployment_running
 
-ROOT = Path(__file__).resolve().parent.parent
 Measure = Callable[[int], float]
 
 
@@ -35,28 +29,7 @@ Measure = Callable[[int], float]
 @click.option("--json", "as_json", is_flag=True, help="Print figures for machines.")
 def main(stages: int, rounds: int, processes: int, as_json: bool) -> None:
     """Print milliseconds per stage of both, and their ratio."""
-    with ExitStack() as stack:
-        postgres, rabbit = choose_postgres(), choose_rabbit()
-        stack.callback(postgres.discard)
-        stack.callback(rabbit.discard)
-        postgres.start()
-        rabbit.start()
-        os.environ["BENCH_BROKER"] = rabbit.url
-        os.environ["BENCH_DATABASE"] = postgres.create_database("bench")
-        os.environ["BENCH_BACKEND"] = "db+" + postgres.create_database("results")
-        from benchmarks import deployment
-
-        deployment.stabilize.create_tables()
-        for app in ("engine_app", "canvas_app"):
-            worker = WorkerProcess(
-                f"benchmarks.deployment:{app}",
-                log=Path(stack.enter_context(TemporaryDirectory())) / f"{app}.log",
-                concurrency=processes,
-                cwd=ROOT,
-            )
-            worker.start()
-            stack.callback(worker.stop)
-            worker.wait_ready()
+    with deployment_running(("engine_app", "canvas_app"), processes):
         figures = compare(_contenders(), stages, rounds)
     report(figures, stages, as_json)
 
@@ -85,7 +58,10 @@ def _contenders() -> dict[str, dict[str, Measure]]:
 
     return {
         "chain": {"stabilize_celery": engine(d.chain_workflow), "Celery chain": canvas(d.canvas_chain)},
-        "fan-out with join": {"stabilize_celery": engine(d.fan_workflow), "Celery chord": canvas(d.canvas_fan)},
+        "fan-out with join": {
+            "stabilize_celery": engine(d.fan_workflow),
+            "Celery chord": canvas(d.canvas_fan),
+        },
     }
 
 

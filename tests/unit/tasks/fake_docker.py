@@ -261,10 +261,11 @@ class _Handler(BaseHTTPRequestHandler):
         send(b"")
 
     def build(self) -> None:
+        if "hang" in self.query["t"]:
+            self.server.reached("building")
         send = self.chunks()
         send(json.dumps({"stream": "Step 1/1 : FROM busybox\n"}).encode() + b"\r\n")
         if "hang" in self.query["t"]:
-            self.server.reached("building")
             self.server.over.wait()
         if "broken" in self.query["t"]:
             send(json.dumps({"error": "no such instruction"}).encode() + b"\r\n")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -376,6 +377,7 @@ def test_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     expected = "Docker is not available. Ensure Docker is installed and running."
     assert failure(box("x")).startswith(expected)
     assert run(box("x", continue_on_failure=True)).status is WorkflowStatus.FAILED_CONTINUE
+    gc.collect()
 
 
 def test_no_sdk(monkeypatch: pytest.MonkeyPatch):

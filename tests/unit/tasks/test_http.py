@@ -14,6 +14,7 @@ import pytest
 
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.tasks.http import HTTPTask
+from stabilize_celery.tasks.http_network import Network
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
 from tests.unit.tasks.helpers import PATIENCE, stage_of
@@ -457,7 +458,12 @@ def test_a_silent_server(server: Server):
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_an_interrupt_ends_the_request(server: Server, announced: bool):
+@pytest.mark.parametrize("reading", [True, False])
+def test_an_interrupt_ends_the_request(
+    server: Server, monkeypatch: pytest.MonkeyPatch, announced: bool, reading: bool
+):
+    if reading:  # the interrupt comes when it waits for data already
+        monkeypatch.setattr(Network, "left", lambda *_: PATIENCE)
     task_run = TaskRun("w", "s", "t")
 
     def handle(handler: Any) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stabilize_celery.tasks.orphan_guard import _Guard
+from stabilize_celery.tasks.orphan_guard import _Guard, _guard
+from stabilize_celery.tasks.subprocess_group import run_group
 from tests.unit.tasks.helpers import await_end, is_running
 
 WORKER = """
@@ -60,6 +62,13 @@ def test_nothing_survives_a_killed_worker(fifo: Path, body: str):
         assert worker.stdout.readline() == b"guarded\n"
         worker.kill()
     assert all(await_end(pid) for pid in started)
+
+
+def test_a_command_that_ended_is_off_the_list():
+    for argv in (["true"], ["/no/such/program"]):
+        with contextlib.suppress(FileNotFoundError):
+            run_group(argv, timeout=60, max_output_size=1)
+        assert not _guard._groups
 
 
 def test_groups_that_ended_are_forgotten_and_the_others_killed():

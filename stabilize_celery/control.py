@@ -26,6 +26,7 @@ from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.suggestions import did_you_mean
+from stabilize_celery.tasks.approval import APPROVE, REJECT
 
 
 class Control:
@@ -161,6 +162,30 @@ class Control:
             ),
             workflow,
         )
+
+    def approve(
+        self, workflow_id: str, ref_id: str, user: str = "", data: dict[str, Any] | None = None
+    ) -> None:
+        """Let an approval stage succeed: the signal "approve", kept if the stage does not wait for it yet.
+
+        Raises:
+            StageNotFoundError: the workflow has no such stage.
+            WorkflowStateError: the stage has ended.
+            InvalidWorkflowError: the data is not JSON.
+        """
+        self.signal(workflow_id, ref_id, APPROVE, data, user=user)
+
+    def reject(
+        self, workflow_id: str, ref_id: str, user: str = "", data: dict[str, Any] | None = None
+    ) -> None:
+        """Let an approval stage fail: the signal "reject".
+
+        Raises:
+            StageNotFoundError: the workflow has no such stage.
+            WorkflowStateError: the stage has ended.
+            InvalidWorkflowError: the data is not JSON.
+        """
+        self.signal(workflow_id, ref_id, REJECT, data, user=user)
 
     # ------------------------------------------------------------------ looking before sending
 

@@ -137,6 +137,14 @@ class WorkflowRun:
         """See :meth:`Stabilize.signal`."""
         self._engine.signal(self.id, ref_id, name, data, persistent=persistent, user=user)
 
+    def approve(self, ref_id: str, user: str = "", data: dict[str, Any] | None = None) -> None:
+        """See :meth:`Stabilize.approve`."""
+        self._engine.approve(self.id, ref_id, user, data)
+
+    def reject(self, ref_id: str, user: str = "", data: dict[str, Any] | None = None) -> None:
+        """See :meth:`Stabilize.reject`."""
+        self._engine.reject(self.id, ref_id, user, data)
+
 
 def stage_errors(workflow: Workflow) -> dict[str, str]:
     """What each failed stage of a workflow reported, by ref_id (by name for synthetic stages)."""

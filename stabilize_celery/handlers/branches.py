@@ -9,7 +9,7 @@ from stabilize_celery.dag.branches import recount
 from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.handlers.lifecycle import end_workflow, run_task, wake
 from stabilize_celery.handlers.unit import Unit
-from stabilize_celery.messages import CompleteWorkflow, ContinueParentStage, StartStage
+from stabilize_celery.messages import CompleteWorkflow, ContinueParentStage, StartStage, StartStages
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.workflow import Workflow
@@ -27,13 +27,21 @@ def stage_ended(unit: Unit, stage: StageExecution) -> None:
 
 def _pass_on(unit: Unit, stage: StageExecution) -> None:
     """Hand a branch on to each stage after this one."""
-    balance = -1
-    for following in unit.downstream(stage):
-        if waits(following):
-            balance += 1
-            if _arrive(unit, following):
-                balance -= following.upstream_count - 1
-    _account(unit, stage.execution, balance)
+    waiting = [following for following in unit.downstream(stage) if waits(following)]
+    ready = [following for following in waiting if _arrive(unit, following)]
+    start_all(unit, ready)
+    swallowed = sum(following.upstream_count - 1 for following in ready)
+    _account(unit, stage.execution, len(waiting) - 1 - swallowed)
+
+
+def start_all(unit: Unit, stages: list[StageExecution]) -> None:
+    """Start stages that are ready: as many as fit into this transaction, the others after it."""
+    batch = unit.batch or len(stages)
+    for stage in stages[:batch]:
+        unit.send(StartStage(**stage_ids(stage)))
+    rest = [[stage.id, stage.generation] for stage in stages[batch:]]
+    if rest:
+        unit.send(StartStages(workflow_id=stages[0].execution.id, stages=rest))
 
 
 def waits(stage: StageExecution) -> bool:
@@ -42,12 +50,9 @@ def waits(stage: StageExecution) -> bool:
 
 
 def _arrive(unit: Unit, stage: StageExecution) -> bool:
-    """One of the stages it waits for is there; the last one starts it.  Returns whether it started."""
+    """One of the stages it waits for is there; returns whether that was the last."""
     unit.change(stage, open_upstreams=stage.open_upstreams - 1)
-    if stage.open_upstreams:
-        return False
-    unit.send(StartStage(**stage_ids(stage)))
-    return True
+    return stage.open_upstreams == 0
 
 
 def _account(unit: Unit, workflow: Workflow, balance: int) -> None:
@@ -120,8 +125,7 @@ def resume_progress(unit: Unit, workflow: Workflow) -> None:
         unit.change(workflow, live_branches=count.live, has_halted=count.halted)
     if workflow.status is not S.RUNNING:
         return
-    for stage in count.ready:
-        unit.send(StartStage(**stage_ids(stage)))
+    start_all(unit, count.ready)
     terminal = any(stage.status is S.TERMINAL for stage in workflow.top_level_stages())
     if terminal or count.live == 0:
         unit.send(CompleteWorkflow(workflow_id=workflow.id, halted=terminal))

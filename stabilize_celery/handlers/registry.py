@@ -28,6 +28,7 @@ from stabilize_celery.handlers.run_task import RunTaskHandler
 from stabilize_celery.handlers.signal_stage import SignalStageHandler
 from stabilize_celery.handlers.skip_stage import SkipStageHandler
 from stabilize_celery.handlers.start_stage import StartStageHandler
+from stabilize_celery.handlers.start_stages import StartStagesHandler
 from stabilize_celery.handlers.start_task import StartTaskHandler
 from stabilize_celery.handlers.start_waiting_workflows import StartWaitingWorkflowsHandler
 from stabilize_celery.handlers.start_workflow import StartWorkflowHandler
@@ -36,6 +37,7 @@ from stabilize_celery.messages import Message
 ALL_HANDLERS: tuple[type[Handler[Any]], ...] = (
     StartWorkflowHandler,
     StartStageHandler,
+    StartStagesHandler,
     SkipStageHandler,
     StartTaskHandler,
     RunTaskHandler,

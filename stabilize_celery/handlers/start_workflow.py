@@ -40,5 +40,4 @@ class StartWorkflowHandler(Handler[StartWorkflow]):
             resume_progress(unit, unit.whole(workflow.id) or workflow)
             return
         unit.change(workflow, live_branches=len(stages))
-        for stage in stages:
-            unit.send(StartStage(**stage_ids(stage)))
+        start_all(unit, stages)

@@ -53,6 +53,12 @@ class Unit(Protocol):
     def stage(self, stage_id: str) -> StageExecution | None:
         """A stage, locked, with the head of its workflow; ``None`` if there is none."""
 
+    #: How many stages should be started in one transaction; ``None`` where each has a transaction of its own anyway.
+    batch: int | None
+
+    def stages(self, workflow_id: str, stage_ids: list[str]) -> list[StageExecution]:
+        """Some stages of a workflow, locked, read at once with what their start needs to know."""
+
     def initial_stages(self, workflow: Workflow) -> list[StageExecution]:
         """The stages a workflow starts with, locked."""
 

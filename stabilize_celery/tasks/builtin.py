@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from stabilize_celery.settings import Settings
+from stabilize_celery.tasks.approval import ApprovalTask
 from stabilize_celery.tasks.celery_task import CeleryTask
 from stabilize_celery.tasks.docker import DockerTask
 from stabilize_celery.tasks.http import HTTPTask
 from stabilize_celery.tasks.python import PythonTask
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.shell import ShellTask
+from stabilize_celery.tasks.wait import WaitTask
 
 
 def configure_builtin_tasks(registry: TaskRegistry, settings: Settings) -> None:
@@ -26,3 +28,5 @@ def register_builtin_tasks(registry: TaskRegistry) -> None:
     registry.register("http", HTTPTask)
     registry.register("docker", DockerTask)
     registry.register("celery", CeleryTask)
+    registry.register("wait", WaitTask)
+    registry.register("approval", ApprovalTask)

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime
+
+from stabilize_celery.clock import Clock
 
 
 @dataclass
@@ -26,6 +29,7 @@ class TaskRun:
     attempt: int = 1
     fencing_token: int = 1
     cancelled: threading.Event = field(default_factory=threading.Event)
+    clock: Clock = field(default_factory=Clock, repr=False)
     _callbacks: list[Callable[[], None]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -33,6 +37,10 @@ class TaskRun:
     def idempotency_key(self) -> str:
         """The same for every attempt at this task in this pass of the workflow, and different for any other."""
         return f"{self.task_id}:{self.generation}"
+
+    def now(self) -> datetime:
+        """The engine's time, timezone-aware: that of the database, or of a test's :class:`FakeClock`."""
+        return self.clock.now()
 
     def interrupt(self) -> None:
         """Tell the task to stop; called by the engine, from another thread."""

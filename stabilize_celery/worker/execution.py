@@ -199,7 +199,13 @@ class _Attempt:
     ) -> Outcome | None:
         """Call user code within a time limit; ``None`` if the deadline has settled it already."""
         run = TaskRun(
-            stage.execution.id, stage.id, task.id, stage.generation, self._number, int(self._row["claims"])
+            stage.execution.id,
+            stage.id,
+            task.id,
+            stage.generation,
+            self._number,
+            int(self._row["claims"]),
+            clock=self._worker.store.clock,
         )
 
         def expire() -> None:

@@ -104,6 +104,7 @@ PLANS = st.builds(
     workflows=stage_lists().map(lambda stages: [stages]),
     max_jumps=st.integers(0, 3),
     inline=st.booleans(),
+    late=st.booleans(),
     controls=st.lists(CONTROLS, max_size=8),
     order=ORDERS,
 )
@@ -113,6 +114,7 @@ LIMITED_PLANS = st.builds(
     limit=st.integers(1, 2),
     keep_waiting=st.booleans(),
     inline=st.booleans(),
+    late=st.booleans(),
     controls=st.lists(CONTROLS, max_size=8),
     order=ORDERS,
 )

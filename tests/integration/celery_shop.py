@@ -12,12 +12,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import Ignore, Reject
 
 from stabilize_celery import Stabilize
 
 BROKER, DATABASE, LOG = "SHOP_BROKER_URL", "SHOP_DATABASE_URL", "SHOP_LOG"
+#: A file whose absence makes the process die right after task ``shop.add`` has ended.
+DIE_AFTER = "SHOP_DIE_AFTER"
 SETTINGS = {
     "retry_delay": 0.05,
     "retry_delay_max": 0.1,
@@ -84,6 +86,10 @@ def register(app: Celery) -> None:  # noqa: C901
     @task(name="shop.routed", bind=True)
     def routed(self: Any) -> str:
         return str(self.request.delivery_info["routing_key"])
+
+    @task(name="shop.read")
+    def read(file: str) -> int:
+        return int(Path(file).read_text())
 
     @task(name="shop.fail")
     def fail(what: str = "no money") -> None:
@@ -182,6 +188,15 @@ def register(app: Celery) -> None:  # noqa: C901
         note("own_base")
         wait_for(gate)
         return "done"
+
+
+@signals.task_success.connect
+def _die_after_it(sender: Any = None, **_: Any) -> None:
+    """Between the end of a task and the report of it."""
+    gate = os.environ.get(DIE_AFTER)
+    if gate and sender.name == "shop.add" and not Path(gate).exists():
+        Path(gate).touch()
+        os.kill(os.getpid(), 9)
 
 
 if BROKER in os.environ:

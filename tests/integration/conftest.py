@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,10 @@ def make_shop(rabbit: RabbitService, broker: str, database: str, folder: Path) -
         stack.callback(stabilize.close)
         started: list[WorkerProcess] = []
 
-        def start(name: str, *, wait: bool = True, **options: object) -> WorkerProcess:
+        def start(name: str, *, wait: bool = True, **options: Any) -> WorkerProcess:
             options.setdefault("log", folder / f"worker-{len(started)}.log")
-            worker = WorkerProcess(name, env=environment, **options)  # type: ignore[arg-type]
+            env = {**environment, **options.pop("env", {})}
+            worker = WorkerProcess(name, env=env, **options)
             started.append(worker)
             stack.callback(worker.kill)
             worker.start()
@@ -41,6 +43,3 @@ def shop(rabbit_service: RabbitService, broker_url: str, postgres_url: str, tmp_
     """A shop of the test's own, without workers: the test starts, kills and wipes what it likes."""
     with make_shop(rabbit_service, broker_url, postgres_url, tmp_path) as made:
         yield made
-
-
-Shops = Callable[[str], Shop]

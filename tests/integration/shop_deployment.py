@@ -66,6 +66,16 @@ class Shop:
     def until(self, predicate: Callable[[], object], what: str, timeout: float = 40) -> None:
         wait_until(lambda: bool(predicate()), timeout, what)
 
+    def wait_queued(self, queue: str) -> None:
+        """Wait until a message waits in a queue, which the first one makes."""
+
+        def queued() -> bool:
+            return queue in self.rabbit.queue_names(self.broker) and bool(
+                self.rabbit.queue_length(self.broker, queue)
+            )
+
+        self.until(queued, f"a message in queue {queue}")
+
     def history(self, run: WorkflowRun, event: str) -> list[dict[str, Any]]:
         return [entry for entry in run.history() if entry["event"] == event]
 

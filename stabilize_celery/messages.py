@@ -34,6 +34,8 @@ class Message:
     gate: ClassVar[Gate] = Gate.SHARED
     #: User code runs in the middle of it, under a lease.
     runs_user_code: ClassVar[bool] = False
+    #: Never handled in the transaction that sends it, so that no transaction grows without bounds.
+    stands_alone: ClassVar[bool] = False
 
     @property
     def type(self) -> str:
@@ -83,6 +85,15 @@ class StartWorkflow(WorkflowLevel):
 @dataclass(frozen=True, kw_only=True)
 class StartStage(StageLevel):
     """Start a stage that is ready: plan its synthetic stages, then its first step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartStages(WorkflowLevel):
+    """Start the many stages of a fan-out, one batch per transaction."""
+
+    stands_alone: ClassVar[bool] = True
+    #: [stage id, generation] of each.
+    stages: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,7 +358,7 @@ def _value(type_name: str, key: str, hint: Any, value: Any) -> Any:
             if isinstance(value, str) and value in enum.__members__:
                 return enum[value]
             raise InvalidMessageError(f"message {type_name}: {key} cannot be {value!r}")
-    expected: type = {"dict": dict, "bool": bool, "int": int}.get(_kind(text), str)
+    expected: type = _JSON_TYPES.get(_kind(text), str)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise InvalidMessageError(
             f"message {type_name}: {key} must be {expected.__name__}, not {type(value).__name__}"
@@ -355,5 +366,8 @@ def _value(type_name: str, key: str, hint: Any, value: Any) -> Any:
     return value
 
 
+_JSON_TYPES: dict[str, type] = {"list": list, "dict": dict, "bool": bool, "int": int}
+
+
 def _kind(hint: str) -> str:
-    return next((kind for kind in ("dict", "bool", "int") if kind in hint), "str")
+    return next((kind for kind in _JSON_TYPES if kind in hint), "str")

@@ -96,9 +96,8 @@ def _child_ended(unit: Unit, child: StageExecution) -> None:
     # One that could not start any more was settled when that became clear.
     settled = 0 if child.blocked else 1
     if child.status.is_continuable and not strands:
-        for sibling in unit.downstream(child):
-            if waits(sibling):
-                _arrive(unit, sibling)
+        waiting = [sibling for sibling in unit.downstream(child) if waits(sibling)]
+        start_all(unit, [sibling for sibling in waiting if _arrive(unit, sibling)])
     else:
         settled += len(_block_downstream(unit, child))
     assert child.parent_stage_id is not None

@@ -11,10 +11,9 @@ from stabilize_celery.context.sources import child_rank
 from stabilize_celery.context.view import apply_view
 from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.errors import StageError, UnknownReducerError, describe_error
-from stabilize_celery.handlers.base import stage_ids
+from stabilize_celery.handlers.branches import start_all
 from stabilize_celery.handlers.lifecycle import update_context
 from stabilize_celery.handlers.unit import Unit
-from stabilize_celery.messages import StartStage
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.stages.builder import StageDefinitionBuilder
 
@@ -65,9 +64,7 @@ def begin_phase(unit: Unit, stage: StageExecution, phase: Phase) -> bool:
             child.sources = {key: [stage.id, *stage.rank] for key in stage.outputs}
     unit.insert_children(stage, children)
     unit.change(stage, planned={**stage.planned, phase.value: len(children)}, open_children=len(children))
-    for child in children:
-        if child.open_upstreams == 0:
-            unit.send(StartStage(**stage_ids(child)))
+    start_all(unit, [child for child in children if child.open_upstreams == 0])
     return bool(children)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from stabilize_celery.handlers.base import Handler, find_workflow, stage_ids
-from stabilize_celery.handlers.branches import resume_progress
+from stabilize_celery.handlers.base import Handler, find_workflow
+from stabilize_celery.handlers.branches import resume_progress, start_all
 from stabilize_celery.handlers.lifecycle import end_workflow, transition
 from stabilize_celery.handlers.slots import admit
 from stabilize_celery.handlers.unit import Unit
-from stabilize_celery.messages import CancelWorkflow, StartStage, StartWorkflow
+from stabilize_celery.messages import CancelWorkflow, StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus as S
 
 

@@ -160,6 +160,26 @@ lock_downstream = (
     .with_for_update(of=stages)
 )
 
+#: Some stages of a workflow, locked in topological order.
+lock_stages = (
+    select(*stages.c)
+    .where(
+        stages.c.workflow_id == bindparam("workflow_id"),
+        stages.c.id.in_(bindparam("stage_ids", expanding=True)),
+    )
+    .order_by(stages.c.topo, stages.c.id)
+    .with_for_update(of=stages)
+)
+
+#: Where the stages directly before some have their data.
+read_sources_of_many = (
+    select(
+        edges.c.downstream_id, stages.c.id, stages.c.ref_id, stages.c.status, stages.c.rank, stages.c.sources
+    )
+    .join_from(edges, stages, stages.c.id == edges.c.upstream_id)
+    .where(edges.c.downstream_id.in_(bindparam("stage_ids", expanding=True)))
+)
+
 #: Where the stages directly before one have their data: never the data itself.
 read_upstream_sources = (
     select(stages.c.id, stages.c.ref_id, stages.c.status, stages.c.rank, stages.c.sources)

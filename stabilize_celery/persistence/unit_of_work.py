@@ -79,6 +79,8 @@ class UnitOfWork:
         self.worker = surroundings.worker
         self.attempt = attempt
         self.inline = self.settings.inline if inline is None else inline
+        # A stage that starts takes two follow-ons, and there are some besides.
+        self.batch = max(1, self.settings.inline_batch * 2 // 5) if self.inline else None
         #: Follow-ons to be handled in this transaction.
         self.follow_ons: deque[Message] = deque()
         #: To be published after the commit.
@@ -99,6 +101,7 @@ class UnitOfWork:
         self._with_context: set[str] = set()
         self._stages: dict[str, StageExecution] = {}
         self._by_ref: dict[str, StageExecution] = {}
+        self._upstreams: dict[str, list[StageExecution]] = {}
         self._stage_changes: dict[str, set[str]] = {}
         self._workflow_changes: dict[str, set[str]] = {}
         self._slot_changes: dict[str, bool] = {}
@@ -176,6 +179,22 @@ class UnitOfWork:
             self._by_ref[known.ref_id] = known
         return known
 
+    def stages(self, workflow_id: str, stage_ids: list[str]) -> list[StageExecution]:
+        header = self.connection.execute(queries.read_workflow, {"workflow_id": workflow_id}).one_or_none()
+        if header is None:
+            return []
+        workflow = self._adopt_workflow(rows.workflow_from_row(dict(header._mapping)))
+        self._with_context.add(workflow_id)
+        parameters = {"workflow_id": workflow_id, "stage_ids": stage_ids}
+        found = self.connection.execute(queries.lock_stages, parameters).all()
+        self._wide = True
+        stages = [self._adopt(row._mapping, workflow) for row in found]
+        self._upstreams |= {stage.id: [] for stage in stages}
+        for row in self.connection.execute(queries.read_sources_of_many, {"stage_ids": stage_ids}):
+            light = dict(row._mapping)
+            self._upstreams[light.pop("downstream_id")].append(self._light(light))
+        return stages
+
     def initial_stages(self, workflow: Workflow) -> list[StageExecution]:
         found = self.connection.execute(queries.lock_initial_stages, {"workflow_id": workflow.id}).all()
         self._wide = self._wide or len(found) > 1
@@ -193,6 +212,8 @@ class UnitOfWork:
         return following
 
     def upstreams(self, stage: StageExecution) -> list[StageExecution]:
+        if stage.id in self._upstreams:
+            return self._upstreams[stage.id]
         known = [self._by_ref[ref] for ref in stage.requisite_stage_ref_ids if ref in self._by_ref]
         if known and len(known) == stage.upstream_count:
             return known
@@ -405,7 +426,9 @@ class UnitOfWork:
 
     def _handled_in_place(self, message: Message) -> bool:
         """Whether a follow-on belongs into this transaction (architecture, "In-place continuation")."""
-        if not self.inline or message.runs_user_code or self._in_place >= self.settings.inline_batch:
+        if not self.inline or message.runs_user_code or message.stands_alone:
+            return False
+        if self._in_place >= self.settings.inline_batch:
             return False
         if not isinstance(message, WorkflowLevel) or message.workflow_id != self._workflow_id:
             return False

@@ -333,11 +333,13 @@ def decode(type_name: str, envelope: dict[str, Any], payload: dict[str, Any], ve
         raise UnknownMessageError(
             f"message {type_name} has version {version}, this worker knows {cls.version}; upgrade the worker"
         )
+    if not isinstance(payload, dict):
+        raise InvalidMessageError(f"message {type_name}: its payload is {type(payload).__name__}, not an object")
     own = {f.name for f in fields(cls)}
     values = {key: value for key, value in envelope.items() if key in own and value is not None}
     unexpected = set(payload) - set(_PAYLOAD_FIELDS[cls])
     if unexpected:
-        raise InvalidMessageError(f"message {type_name} has unexpected fields {sorted(unexpected)}")
+        raise InvalidMessageError(f"message {type_name} has unexpected fields {sorted(map(str, unexpected))}")
     values.update(payload)
     hints = _HINTS[cls]
     values = {key: _value(type_name, key, hints[key], value) for key, value in values.items()}

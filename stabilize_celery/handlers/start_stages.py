@@ -15,7 +15,7 @@ class StartStagesHandler(Handler[StartStages]):
 
     def handle(self, message: StartStages, unit: Unit) -> None:
         batch = unit.batch or len(message.stages)
-        wanted: dict[str, int] = dict(message.stages[:batch])  # type: ignore[arg-type]
+        wanted: dict[str, int] = dict(message.stages[:batch])
         found = unit.stages(message.workflow_id, list(wanted))
         start_all(unit, [stage for stage in found if stage.generation == wanted[stage.id]])
         if message.stages[batch:]:

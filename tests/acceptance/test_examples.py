@@ -36,10 +36,26 @@ def run_example(name: str, **env: str) -> str:
 
 def test_no_example_is_forgotten():
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == [
+        "approval.py",
         "celery_app.py",
         "data_pipeline.py",
+        "map_files.py",
         "parallel_branches.py",
     ]
+
+
+def test_the_map_counts_every_file_in_order(tmp_path):
+    for name, lines in (("b", 2), ("a", 1), ("c", 0)):
+        (tmp_path / name).write_text("x\n" * lines)
+    out = run(sys.executable, str(EXAMPLES / "map_files.py"), str(tmp_path))
+    assert out.endswith("     1 a\n     2 b\n     0 c\n     3 lines in all\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"), [("yes", "shop-1.4.whl, approved by kim"), ("no", "Approval rejected")]
+)
+def test_the_approval_waits_for_its_answer(answer, told):
+    assert run(sys.executable, str(EXAMPLES / "approval.py"), answer) == f"waiting for an answer\n{told}\n"
 
 
 def test_the_data_pipeline_shows_its_stages_and_its_report():

@@ -13,6 +13,8 @@ from stabilize_celery.tasks.supervision import ProcessResult
 
 #: Label that finds the container of an earlier attempt whose worker died.
 TASK_LABEL = "stabilize.task"
+#: Label of one attempt's container.
+ATTEMPT_LABEL = "stabilize.attempt"
 #: Seconds for a request that kills or removes a container.
 _QUICK_SECONDS = 30.0
 
@@ -24,7 +26,13 @@ def run_container(client: Any, watch: Watch, options: DockerOptions) -> tuple[Pr
     not to.  One that an earlier attempt at the same task left behind is removed first.
     """
     _remove_leftovers(client)
-    container = create(client, options)
+    attempt = uuid.uuid4().hex
+    try:
+        container = create(client, options, attempt)
+    except Exception:
+        if watch.ended != "exit":
+            _remove_attempt(attempt)  # the engine may have made it, and its answer was cut off
+        raise
     if options.detach:
         client.start(container)
         return ProcessResult(0, b"", b"", False, False, "exit"), container
@@ -57,25 +65,33 @@ def _kill(container: str) -> None:
         client.kill(container)
 
 
+def _remove_attempt(attempt: str) -> None:
+    with contextlib.suppress(Exception), contextlib.closing(connect(_QUICK_SECONDS)) as client:
+        _remove_labelled(client, f"{ATTEMPT_LABEL}={attempt}")
+
+
+def _remove_labelled(client: Any, label: str) -> None:
+    for found in client.containers(all=True, filters={"label": label}):
+        client.remove_container(found["Id"], force=True, v=True)
+
+
 def _logs(client: Any, container: str, stdout: bool = False, stderr: bool = False) -> Any:
     return client.logs(container, stdout=stdout, stderr=stderr, stream=True)
 
 
 def _remove_leftovers(client: Any) -> None:
     run = current_run()
-    if run is None:
-        return
-    for found in client.containers(all=True, filters={"label": f"{TASK_LABEL}={run.idempotency_key}"}):
-        client.remove_container(found["Id"], force=True, v=True)
+    if run is not None:
+        _remove_labelled(client, f"{TASK_LABEL}={run.idempotency_key}")
 
 
-def create(client: Any, options: DockerOptions) -> str:
+def create(client: Any, options: DockerOptions, attempt: str) -> str:
     """Create the container, pulling its image as the option ``pull`` says; returns its id."""
     import docker
 
     if options.pull in ("always", True):
         pull_image(client, options)
-    arguments = container_arguments(client, options)
+    arguments = container_arguments(client, options, attempt)
     try:
         return str(client.create_container(**arguments)["Id"])
     except docker.errors.ImageNotFound:
@@ -105,11 +121,11 @@ def pull_image(client: Any, options: DockerOptions) -> list[str]:
     return lines
 
 
-def container_arguments(client: Any, options: DockerOptions) -> dict[str, Any]:
+def container_arguments(client: Any, options: DockerOptions, attempt: str) -> dict[str, Any]:
     """The options as the SDK takes them."""
     from docker.utils.ports import build_port_bindings
 
-    labels = dict(options.labels)
+    labels = {**options.labels, ATTEMPT_LABEL: attempt}
     run = current_run()
     if run is not None and not options.detach:
         labels[TASK_LABEL] = run.idempotency_key

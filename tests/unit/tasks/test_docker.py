@@ -134,7 +134,7 @@ def test_every_option_reaches_the_engine(engine: FakeDocker):
     assert sorted(config["Env"]) == ["A=1", "B=x"]
     assert config["ExposedPorts"] == {"80/tcp": {}, "53/udp": {}}
     assert (config["WorkingDir"], config["User"], config["Hostname"]) == ("/w", "1000", "h")
-    assert (config["Entrypoint"], config["Labels"], config["OpenStdin"]) == (["/entry"], {"l": "1"}, True)
+    assert (config["Entrypoint"], config["Labels"]["l"], config["OpenStdin"]) == (["/entry"], "1", True)
     host = config["HostConfig"]
     assert host["Binds"] == ["/host:/data:ro"]
     assert host["PortBindings"]["80/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": "8080"}]
@@ -187,14 +187,42 @@ def test_what_an_earlier_attempt_left_is_removed(engine: FakeDocker):
     with running(TaskRun("w", "s", "task")):
         assert outputs(box("print hi", name="mine"))["stdout"] == "hi"
     assert list(engine.containers) == [other.id]
-    assert created(engine)["Labels"] == {"stabilize.task": "task:0"}
+    assert created(engine)["Labels"]["stabilize.task"] == "task:0"
 
 
 # ---------------------------------------------------------------------- time
 
 
-def test_timeout_kills_the_container_and_keeps_its_output(engine: FakeDocker):
+class ManualTimer:
+    """A timer whose time is over when the test says so."""
+
+    made: list[ManualTimer] = []
+
+    def __init__(self, seconds: float, function: Any, args: list[Any]) -> None:
+        self.seconds, self.fire = seconds, lambda: function(*args)
+        self.made.append(self)
+
+    def start(self) -> None:
+        pass
+
+    cancel = start
+
+
+@pytest.fixture
+def time_is_over_at(engine: FakeDocker, monkeypatch: pytest.MonkeyPatch) -> Any:
+    ManualTimer.made.clear()
+    monkeypatch.setattr("stabilize_celery.tasks.docker_client.threading.Timer", ManualTimer)
+
+    def at(point: str) -> None:
+        engine.reached = lambda reached: ManualTimer.made[0].fire() if reached == point else None
+
+    return at
+
+
+def test_timeout_kills_the_container_and_keeps_its_output(engine: FakeDocker, time_is_over_at: Any):
+    time_is_over_at("waiting")
     result = run(box("print before && hang", timeout=0.3))
+    assert ManualTimer.made[0].seconds == 0.3
     assert result.context["error"] == "Docker run timed out after 0.3s"
     assert (result.context["stdout"], result.context["exit_code"]) == ("before", -1)
     assert len(engine.asked("POST", "/containers/.*/kill")) == 1
@@ -241,10 +269,11 @@ def test_an_exec_that_prints_a_lot(engine: FakeDocker, tty: bool):
     assert (len(got["stdout"]), got["truncated"], got["stderr"]) == (200_001, True, "" if tty else "e")
 
 
-def test_an_exec_that_takes_too_long(engine: FakeDocker):
+def test_an_exec_that_takes_too_long(engine: FakeDocker, time_is_over_at: Any):
+    time_is_over_at("executing")
     engine.containers["1" * 64] = Container("1" * 64, {"Image": "busybox"}, "c", started=True)
-    result = run({"action": "exec", "name": "c", "command": "print a && hang", "timeout": 0.3})
-    assert result.context["error"] == "Docker exec timed out after 0.3s"
+    result = run({"action": "exec", "name": "c", "command": "print a && hang", "timeout": 90})
+    assert result.context["error"] == "Docker exec timed out after 90s"
     assert result.context["stdout"] == "a"
 
 

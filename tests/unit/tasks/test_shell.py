@@ -136,8 +136,8 @@ def test_truncated():
 
 
 def test_timeout_keeps_what_was_printed():
-    result = run({"command": "echo $$; sleep 1000", "timeout": 0.3})
-    assert result.context["error"] == "Command timed out after 0.3s"
+    result = run({"command": "echo $$; sleep 1000", "timeout": 1})
+    assert result.context["error"] == "Command timed out after 1s"
     assert result.context["exit_code"] == -1
     assert await_end(int(result.context["stdout"]))
 

@@ -1,10 +1,9 @@
 """PythonTask: a script, a script file or a function, run in a fresh interpreter.
 
-What starting an interpreter costs, measured on one core: 10 ms for Python and its site-packages, 3 ms for
+What starting an interpreter costs, measured on an idle core: 10 ms for Python and its site-packages, 4 ms for
 this task's own part.  ``-S`` would save 3 ms and take away installed packages, ``-I`` saves nothing and takes
-away ``PYTHONPATH`` and the working directory, ``-X frozen_modules`` is the default already; so no flags.
-What does pay is to import
-nothing: see ``python_child.py``.  ``in_process`` costs no start at all, and isolates nothing.
+away ``PYTHONPATH`` and the working directory, ``-X frozen_modules`` is the default already; so no flags.  What
+does pay is to import nothing: see ``python_child.py``.  ``in_process`` costs no start at all, and isolates nothing.
 """
 
 from __future__ import annotations

@@ -73,9 +73,7 @@ def test_a_chatty_command_is_timed_out_too(short_grace: None):
 @pytest.mark.usefixtures("short_grace")
 def test_timeout_kills_the_tree_and_keeps_what_was_printed():
     stubborn = "trap '' TERM; echo $$; while :; do sleep 1; done"
-    result = shell(
-        f'echo $$; sh -c "{stubborn.replace("$", chr(92) + "$")}" & sleep 1000 & echo $!; wait', 2
-    )
+    result = shell(f'echo $$; sh -c "{stubborn.replace("$", chr(92) + "$")}" & sleep 1000 & echo $!; wait', 2)
     found = pids(result.stdout)
     assert len(found) == 3
     assert result.ended == "timeout"

@@ -11,12 +11,13 @@ PYTEST_ARGS ?=
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check bench format clean
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 to 3.13 and nothing else"
 	@echo "make test     run every test against private PostgreSQL and RabbitMQ instances"
 	@echo "make check    ruff, formatting, mypy, import contracts"
+	@echo "make bench    compare with Celery's own canvas, and small with large workflows, in one run"
 	@echo "make format   let ruff fix and format"
 	@echo "make clean    remove what the other targets made"
 
@@ -51,6 +52,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-test
+	@$(BIN)/python -m benchmarks.peers
+	@$(BIN)/python -m benchmarks.scale
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

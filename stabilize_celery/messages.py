@@ -334,7 +334,9 @@ def decode(type_name: str, envelope: dict[str, Any], payload: dict[str, Any], ve
             f"message {type_name} has version {version}, this worker knows {cls.version}; upgrade the worker"
         )
     if not isinstance(payload, dict):
-        raise InvalidMessageError(f"message {type_name}: its payload is {type(payload).__name__}, not an object")
+        raise InvalidMessageError(
+            f"message {type_name}: its payload is {type(payload).__name__}, not an object"
+        )
     own = {f.name for f in fields(cls)}
     values = {key: value for key, value in envelope.items() if key in own and value is not None}
     unexpected = set(payload) - set(_PAYLOAD_FIELDS[cls])

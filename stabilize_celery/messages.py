@@ -337,6 +337,10 @@ def decode(type_name: str, envelope: dict[str, Any], payload: dict[str, Any], ve
         raise InvalidMessageError(
             f"message {type_name}: its payload is {type(payload).__name__}, not an object"
         )
+    if not isinstance(payload, dict):
+        raise InvalidMessageError(
+            f"message {type_name} has a {type(payload).__name__} instead of a mapping of its fields"
+        )
     own = {f.name for f in fields(cls)}
     values = {key: value for key, value in envelope.items() if key in own and value is not None}
     unexpected = set(payload) - set(_PAYLOAD_FIELDS[cls])

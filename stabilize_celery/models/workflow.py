@@ -129,6 +129,23 @@ class Workflow:
         return workflow
 
     @classmethod
+    def from_canvas(cls, canvas: Any, application: str, name: str, **kwargs: Any) -> Workflow:
+        """A Celery canvas as a workflow, one stage per task: see :mod:`stabilize_celery.canvas`.
+
+        ``run.get()["result"]`` is what the canvas gives.
+
+        Args:
+            canvas: chain, group, chord, map, starmap, chunks or a single signature, nested as one likes.
+            application, name, kwargs: as for :meth:`create`.
+
+        Raises:
+            InvalidWorkflowError: it is no canvas, or its arguments cannot be stored.
+        """
+        from stabilize_celery.canvas import compile_canvas
+
+        return cls.create(application, name, compile_canvas(canvas), **kwargs)
+
+    @classmethod
     def create_orchestration(
         cls, application: str, name: str, stages: Iterable[StageExecution], **kwargs: Any
     ) -> Workflow:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from stabilize_celery.settings import Settings
+from stabilize_celery.stages.builder import register_builder
+from stabilize_celery.stages.celery import CeleryStageBuilder
 from stabilize_celery.tasks.approval import ApprovalTask
+from stabilize_celery.tasks.celery_results import CeleryResultsTask
 from stabilize_celery.tasks.celery_task import CeleryTask
 from stabilize_celery.tasks.docker import DockerTask
 from stabilize_celery.tasks.http import HTTPTask
@@ -28,5 +31,7 @@ def register_builtin_tasks(registry: TaskRegistry) -> None:
     registry.register("http", HTTPTask)
     registry.register("docker", DockerTask)
     registry.register("celery", CeleryTask)
+    registry.register("celery_results", CeleryResultsTask)
+    register_builder(CeleryStageBuilder())
     registry.register("wait", WaitTask)
     registry.register("approval", ApprovalTask)

@@ -29,7 +29,6 @@ OPTIONS = (
     "retry",
     "retry_policy",
     "link",
-    "link_error",
 )
 #: What Celery itself puts into a signature's options: the engine does that work.
 _CELERYS_OWN = (
@@ -41,6 +40,7 @@ _CELERYS_OWN = (
     "root_id",
     "parent_id",
     "reply_to",
+    "link_error",
     "stamped_headers",
     "stamps",
     "replaced_task_nesting",
@@ -49,6 +49,10 @@ _CELERYS_OWN = (
 RESULT_KEY = "result_key"
 #: Canvases: the stages whose results come before the arguments, see ``canvas.py``.
 RESULTS_OF = "results_of"
+#: Stored signatures that are called when the task fails; the stage plans an on-failure stage for each.
+ERRBACKS = "errbacks"
+#: On such a stage: what failed.
+FAILED = "failed"
 _SPECIAL = ("chain", "group", "chord")
 
 
@@ -122,7 +126,15 @@ def call_context(sig: Any, where: str) -> dict[str, Any]:
         "args": stored(list(sig.get("args") or ()), f"{where}: args"),
         "kwargs": stored(dict(sig.get("kwargs") or {}), f"{where}: kwargs"),
     }
-    return {**context, **stored_options(sig.get("options") or {}, where)}
+    options = sig.get("options") or {}
+    errbacks = errbacks_of(options)
+    return {**context, **stored_options(options, where), **({ERRBACKS: errbacks} if errbacks else {})}
+
+
+def errbacks_of(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The ``link_error`` of a signature's options, as stored."""
+    found = options.get("link_error") or ()
+    return [dict(errback) for errback in ((found,) if isinstance(found, Mapping) else found)]
 
 
 def stored_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:

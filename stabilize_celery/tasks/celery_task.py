@@ -9,6 +9,7 @@ place.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.errors import (
@@ -21,7 +22,7 @@ from stabilize_celery.errors import (
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.suggestions import did_you_mean
-from stabilize_celery.tasks.celery_call import RESULT_KEY, CeleryCall
+from stabilize_celery.tasks.celery_call import FAILED, RESULT_KEY, CeleryCall
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.result import HandOver, TaskResult
 from stabilize_celery.tasks.run import current_run
@@ -48,7 +49,9 @@ class CeleryTask(Task):
     def execute(self, stage: StageExecution) -> TaskResult:
         call = CeleryCall.of(stage)
         if self._app is None or self._app.conf.task_always_eager:
-            return _call_in_place(_app_with(call.task, self._app), call, stage)
+            app = _app_with(call.task, self._app)
+            return _call_in_place(app, _told(app, call, stage), stage)
+        call = _told(self._app, call, stage)
         return TaskResult.handed_over(_hand_over(self._app, call, stage))
 
     def on_cancel(self, stage: StageExecution) -> TaskResult | None:
@@ -62,6 +65,23 @@ class CeleryTask(Task):
 def celery_task_id(task_id: str, generation: int) -> str:
     """The id under which Celery knows the work of a task: the same however often it is sent."""
     return f"{task_id}-{generation}"
+
+
+def _told(app: Celery, call: CeleryCall, stage: StageExecution) -> CeleryCall:
+    """For an errback: what failed, in the form that its task takes.
+
+    Celery gives the failed task's id to a task of one parameter, and request, error and traceback to one of more.
+    """
+    failed = stage.own_context.get(FAILED)
+    if not isinstance(failed, dict):
+        return call
+    from celery.utils.functional import arity_greater
+
+    header = getattr(app.tasks.get(call.task), "__header__", None)
+    if header is None or not arity_greater(header, 1):
+        return replace(call, args=[failed["id"], *call.args])
+    details = (stage.context.get("exception") or {}).get("details", {})
+    return replace(call, args=[failed, details.get("error"), details.get("traceback"), *call.args])
 
 
 def _hand_over(app: Celery, call: CeleryCall, stage: StageExecution) -> HandOver:

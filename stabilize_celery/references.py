@@ -14,11 +14,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.errors import ExpressionError, InvalidWorkflowError, PermanentError
 from stabilize_celery.expressions import parse
 from stabilize_celery.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from stabilize_celery.models.stage import StageExecution
 
 #: The name under which every stage can be reached by any ref_id.
 STAGES = "stages"
@@ -89,7 +92,37 @@ def referenced(value: Any) -> set[str]:
     return {name for expression in _expressions(value) for name in (*_bases(expression), *_bare(expression))}
 
 
-def resolve(value: Any, stage: Any, outputs_of: Callable[[Iterable[str]], Outputs], where: str) -> Any:
+def check_references(stages: Iterable[StageExecution]) -> None:
+    """Refuse stages that refer to a stage which need not have ended when they start.
+
+    Raises:
+        InvalidWorkflowError: the message names both and says what to add.
+    """
+    known = {stage.ref_id: stage for stage in stages}
+    for stage in known.values():
+        used = {
+            name
+            for part in ("args", "kwargs")
+            for expression in _expressions(stage.own_context.get(part))
+            for name in _bases(expression)
+        }
+        used &= known.keys() - stage.own_context.keys()
+        if not used or not any(task.implementing_class == "celery" for task in stage.tasks):
+            continue
+        before, waiting = set[str](), [stage.ref_id]
+        while waiting:
+            nearer = known[waiting.pop()].requisite_stage_ref_ids - before
+            before |= nearer
+            waiting += nearer
+        for name in sorted(used - before):
+            raise InvalidWorkflowError(
+                f"stage {stage.ref_id} refers to stage {name}, which is not before it; add {name!r} to what it requires"
+            )
+
+
+def resolve(
+    value: Any, stage: StageExecution, outputs_of: Callable[[Iterable[str]], Outputs], where: str
+) -> Any:
     """An argument with everything put in.
 
     Args:
@@ -105,7 +138,7 @@ def resolve(value: Any, stage: Any, outputs_of: Callable[[Iterable[str]], Output
 
 
 class _Resolver:
-    def __init__(self, stage: Any, outputs: Outputs) -> None:
+    def __init__(self, stage: StageExecution, outputs: Outputs) -> None:
         self._stage = stage
         self._outputs = outputs
 
@@ -200,6 +233,7 @@ def _expressions(value: Any) -> Iterator[str]:
 @lru_cache(maxsize=1024)
 def _bases(expression: str) -> frozenset[str]:
     """Names whose keys are asked for: ``a`` of ``a.b`` and ``a["b"]``, and ``x`` of ``stages["x"]``."""
+    parse(expression)
     found = set()
     for node in ast.walk(ast.parse(expression.strip(), mode="eval")):
         if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.value, ast.Name):
@@ -212,5 +246,6 @@ def _bases(expression: str) -> frozenset[str]:
 
 @lru_cache(maxsize=1024)
 def _bare(expression: str) -> frozenset[str]:
+    parse(expression)
     tree = ast.parse(expression.strip(), mode="eval")
     return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - {STAGES}

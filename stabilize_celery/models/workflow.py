@@ -113,6 +113,7 @@ class Workflow:
             InvalidWorkflowError: a limit that makes no sense, or values that are not JSON.
         """
         from stabilize_celery.dag.validation import validate_workflow
+        from stabilize_celery.references import check_references
 
         workflow = cls(
             application=application,
@@ -126,6 +127,7 @@ class Workflow:
         if config is not None:
             workflow._configure(config)
         validate_workflow(workflow)
+        check_references(workflow.stages)
         return workflow
 
     @classmethod

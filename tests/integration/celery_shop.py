@@ -20,6 +20,8 @@ from stabilize_celery import Stabilize
 BROKER, DATABASE, LOG = "SHOP_BROKER_URL", "SHOP_DATABASE_URL", "SHOP_LOG"
 #: A file whose absence makes the process die right after task ``shop.add`` has ended.
 DIE_AFTER = "SHOP_DIE_AFTER"
+#: Where results are kept, for comparisons with what Celery itself does.
+RESULTS = "SHOP_RESULTS"
 SETTINGS = {
     "retry_delay": 0.05,
     "retry_delay_max": 0.1,
@@ -47,6 +49,13 @@ def make_app(broker: str, database: str, **conf: Any) -> tuple[Celery, Stabilize
     stabilize = Stabilize(made)
     register(made)
     return made, stabilize
+
+
+def results_in(url: str | None) -> dict[str, Any]:
+    """The configuration of an app that keeps results, to compare with Celery's own canvases."""
+    if url is None:
+        return {}
+    return {"result_backend": f"db+{url}", "result_chord_retry_interval": 0.05}
 
 
 def note(event: str, **details: Any) -> None:
@@ -77,6 +86,23 @@ def register(app: Celery) -> None:  # noqa: C901
     def add(x: Any, y: Any = 0) -> Any:
         note("add", x=x, y=y)
         return x + y
+
+    @task(name="shop.join")
+    def join(*args: Any, **kwargs: Any) -> Any:
+        """Shows what it was given: what the tests of canvases compare."""
+        return [list(args), kwargs] if kwargs else list(args)
+
+    @task(name="shop.errback")
+    def errback(failed: str) -> None:
+        note("errback", failed=failed)
+
+    @task(name="shop.errback_told")
+    def errback_told(request: Any, error: Any, traceback: Any) -> None:
+        note("errback_told", task=request["task"], error=str(error), traceback=traceback)
+
+    @task(name="shop.call")
+    def call(*args: Any) -> None:
+        note("call", args=args)
 
     @task(name="shop.charge", bind=True)
     def charge(self: Any, order_id: int, amount: int = 0) -> dict[str, Any]:
@@ -200,4 +226,4 @@ def _die_after_it(sender: Any = None, **_: Any) -> None:
 
 
 if BROKER in os.environ:
-    app, stabilize = make_app(os.environ[BROKER], os.environ[DATABASE])
+    app, stabilize = make_app(os.environ[BROKER], os.environ[DATABASE], **results_in(os.environ.get(RESULTS)))

@@ -16,11 +16,15 @@ from tests.worker import WorkerProcess
 
 
 @contextmanager
-def make_shop(rabbit: RabbitService, broker: str, database: str, folder: Path) -> Iterator[Shop]:
+def make_shop(
+    rabbit: RabbitService, broker: str, database: str, folder: Path, results: str | None = None
+) -> Iterator[Shop]:
     """A shop without workers."""
-    app, stabilize = celery_shop.make_app(broker, database)
+    app, stabilize = celery_shop.make_app(broker, database, **celery_shop.results_in(results))
     log = folder / "shop.log"
     environment = {celery_shop.BROKER: broker, celery_shop.DATABASE: database, celery_shop.LOG: str(log)}
+    if results is not None:
+        environment[celery_shop.RESULTS] = results
     with ExitStack() as stack:
         stack.callback(app.close)
         stack.callback(stabilize.close)

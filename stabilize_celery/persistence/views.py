@@ -25,7 +25,7 @@ def read_inherited(
     needed = producers(stage.sources).union(*(producers(parent.sources) for parent in parents))
     outputs = {stage_id: known[stage_id].outputs for stage_id in needed if stage_id in known}
     outputs |= read_outputs(connection, needed - outputs.keys())
-    reduced = _reduced(connection, stage) if stage.output_reducers else {}
+    reduced = {each.id: _reduced(connection, each) for each in (stage, *parents) if each.output_reducers}
     return inherited_values(stage, parents, outputs, reduced)
 
 

@@ -137,6 +137,20 @@ def test_a_join_combines_what_it_declares(
     assert result.seen("j") == {"k": reduced}
 
 
+def test_synthetic_stages_of_a_join_see_what_it_combined(engine: ConformanceEngine) -> None:
+    """Scenario 37 and decision 5: they see everything their parent sees."""
+    plan = {phase: [{"name": phase, "task": "see"}] for phase in ("before", "after")}
+    result = engine.run(
+        flow(
+            out("a", n=1),
+            out("b", n=2),
+            stage("j", "see", ["a", "b"], output_reducers={"n": "sum"}, plan=plan),
+        )
+    )
+
+    assert [result.seen(ref)["n"] for ref in ("before", "j", "after")] == [3, 3, 3]
+
+
 def test_what_a_join_combined_is_not_an_output_of_its_own(engine: ConformanceEngine) -> None:
     """Scenario 37: the stage after the join sees the last value again, as nobody produced the sum."""
     result = engine.run(

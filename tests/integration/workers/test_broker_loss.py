@@ -72,6 +72,7 @@ def test_deleting_the_queues_loses_nothing(deploy: Deploy, rabbit_service: Rabbi
     assert worker.running
 
 
+@pytest.mark.slow
 def test_wiping_the_data_of_the_broker_loses_nothing(deploy: Deploy, own_rabbit: RabbitService) -> None:
     broker = own_rabbit.add_vhost("wiped")
     deployment = deploy(broker=broker, **RESEND)
@@ -86,6 +87,7 @@ def test_wiping_the_data_of_the_broker_loses_nothing(deploy: Deploy, own_rabbit:
     assert worker.running
 
 
+@pytest.mark.slow
 def test_a_workflow_started_while_the_broker_is_down_is_delivered_later(
     deploy: Deploy, own_rabbit: RabbitService, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,6 +109,7 @@ def test_a_workflow_started_while_the_broker_is_down_is_delivered_later(
     assert engine.settle(run).order() == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_workers_survive_a_broker_that_goes_away_and_comes_back(
     deploy: Deploy, own_rabbit: RabbitService
 ) -> None:

@@ -48,6 +48,7 @@ def test_another_worker_finishes_what_a_killed_one_had_begun(deploy: Deploy, poo
     assert result.stage("unlucky").tasks[0].attempts == 2
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_worker_each_time_ends_after_its_attempts(deploy: Deploy) -> None:
     """A poison task is a failed attempt like any other, and does not loop for ever."""
     deployment = deploy(stabilize_lease=0.5, stabilize_heartbeat=0.1, stabilize_max_attempts=3)

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stabilize_celery.dag.validation import check_text
 from stabilize_celery.delivery.dispatch import Dispatcher
-from stabilize_celery.errors import InvalidWorkflowError, StageNotFoundError, WorkflowStateError
+from stabilize_celery.errors import (
+    InvalidMessageError,
+    InvalidWorkflowError,
+    StageNotFoundError,
+    WorkflowStateError,
+)
 from stabilize_celery.jsonable import ensure_json
 from stabilize_celery.messages import (
     CancelStage,
     CancelWorkflow,
-    Message,
     PauseWorkflow,
     RestartStage,
     ResumeWorkflow,
     SignalStage,
     SkipStage,
+    WorkflowLevel,
+    decode,
+    payload_of,
 )
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
@@ -27,6 +35,9 @@ from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.suggestions import did_you_mean
 from stabilize_celery.tasks.approval import APPROVE, REJECT
+
+#: In place of what every message about a stage carries.
+_STAND_IN = {"stage_id": "-", "task_id": "-", "generation": 0}
 
 
 class Control:
@@ -150,6 +161,10 @@ class Control:
         """
         if not name:
             raise InvalidWorkflowError("a signal needs a name")
+        if data is not None and not isinstance(data, dict):
+            raise InvalidWorkflowError(
+                f"the data of signal {name} must be a mapping, not of type {type(data).__name__}"
+            )
         ensure_json(data or {}, f"signal {name}")
         workflow, stage = self._active_stage(workflow_id, ref_id, "signal")
         self._send(
@@ -189,7 +204,16 @@ class Control:
 
     # ------------------------------------------------------------------ looking before sending
 
-    def _send(self, message: Message, workflow: Workflow) -> None:
+    def _send(self, message: WorkflowLevel, workflow: Workflow) -> None:
+        payload = payload_of(message)
+        for name, value in payload.items():
+            if isinstance(value, str):
+                check_text(value, f"{message.type}: {name}")
+        try:
+            decode(message.type, {"workflow_id": message.workflow_id, **_STAND_IN}, payload)
+        except InvalidMessageError as error:
+            # Found later, it would be a dead letter, and take the workflow with it.
+            raise InvalidWorkflowError(str(error)) from None
         self.dispatcher.send(message, label=workflow.name)
 
     def _active(self, workflow_id: str, verb: str) -> Workflow:

@@ -18,6 +18,7 @@ from stabilize_celery.errors import (
 )
 from stabilize_celery.jsonable import ensure_json
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.suggestions import did_you_mean
 
@@ -44,9 +45,32 @@ def validate_workflow(workflow: Workflow) -> None:
     order = topological_order(requires)
     _check_workflow(workflow)
     for stage in workflow.stages:
-        _check_values(stage)
-        _check_options(stage)
+        check_stage(stage)
     _number(workflow, order)
+
+
+def check_stage(stage: StageExecution) -> None:
+    """Check what belongs to one stage: of a new workflow, or made by a builder.
+
+    Raises:
+        InvalidWorkflowError: and its kinds; see :func:`validate_workflow`.
+    """
+    _check_values(stage)
+    check_tasks(stage.tasks, f"stage {stage.name if stage.is_synthetic else stage.ref_id}")
+    _check_options(stage)
+
+
+def check_tasks(tasks: Iterable[Any], where: str) -> None:
+    """Check the tasks of a stage.
+
+    Raises:
+        InvalidWorkflowError: something is no task, or cannot be stored.
+    """
+    for task in tasks:
+        if not isinstance(task, TaskExecution):
+            raise InvalidWorkflowError(f"{where}: {task!r:.80} is no TaskExecution; use TaskExecution.create")
+        check_text(task.name, f"{where}: name of a task")
+        check_text(task.implementing_class, f"{where}: type of task {task.name!r}")
 
 
 def _check_refs(workflow: Workflow) -> None:
@@ -60,7 +84,7 @@ def _check_refs(workflow: Workflow) -> None:
             )
         if not _is_text(stage.ref_id) or not stage.ref_id.strip():
             raise InvalidStageGraphError(f"empty_ref: {called} needs text as ref_id, not {stage.ref_id!r}")
-        _check_text(stage.ref_id, f"ref_id of {called}")
+        check_text(stage.ref_id, f"ref_id of {called}")
     for kind, values, way_out in (
         (
             "duplicate_ref",
@@ -93,8 +117,8 @@ def _check_edges(stage: StageExecution, requires: dict[str, set[str]]) -> None:
 
 
 def _check_workflow(workflow: Workflow) -> None:
-    _check_text(workflow.application, "application of the workflow")
-    _check_text(workflow.name, "name of the workflow")
+    check_text(workflow.application, "application of the workflow")
+    check_text(workflow.name, "name of the workflow")
     where = f"workflow {workflow.name}"
     _check_time(workflow.start_time_expiry, f"{where}: start_time_expiry")
     _check_mapping(workflow.context, f"{where}: context")
@@ -121,19 +145,20 @@ def _check_options(stage: StageExecution) -> None:
 
 
 def _check_values(stage: StageExecution) -> None:
-    where = f"stage {stage.ref_id}"
-    _check_text(stage.type, f"{where}: type")
-    _check_text(stage.name, f"{where}: name")
+    where = f"stage {stage.name if stage.is_synthetic else stage.ref_id}"
+    check_text(stage.type, f"{where}: type")
+    check_text(stage.name, f"{where}: name")
     _check_time(stage.start_time_expiry, f"{where}: start_time_expiry")
     for part in ("context", "outputs", "output_reducers"):
         _check_mapping(getattr(stage, part), f"{where}: {part}")
-    for task in stage.tasks:
-        _check_text(task.name, f"{where}: name of a task")
-        _check_text(task.implementing_class, f"{where}: type of task {task.name!r}")
 
 
-def _check_text(value: Any, where: str) -> None:
-    """It goes into a text column, which takes neither NUL nor half of a surrogate pair."""
+def check_text(value: Any, where: str) -> None:
+    """It goes into a text column, which takes neither NUL nor half of a surrogate pair.
+
+    Raises:
+        InvalidWorkflowError: it is not text, or cannot be stored.
+    """
     if not _is_text(value):
         raise InvalidWorkflowError(f"{where} must be text, not {value!r}")
     try:

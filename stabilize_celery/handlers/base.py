@@ -59,6 +59,7 @@ def find_stage(message: StageLevel, unit: Unit) -> StageExecution | None:
         )
         return None
     if stage.generation != message.generation:
+        refused(message, unit, "the stage has begun anew since", stage)
         logger.info(
             "%s for stage %s dropped: it is of generation %d, the stage of %d",
             message.type,
@@ -68,6 +69,15 @@ def find_stage(message: StageLevel, unit: Unit) -> StageExecution | None:
         )
         return None
     return stage
+
+
+def refused(message: WorkflowLevel, unit: Unit, why: str, stage: StageExecution | None = None) -> None:
+    """What a person asked for makes no sense any more: say so in the history."""
+    user = getattr(message, "user", None)
+    if user is not None and user != "system":
+        unit.record(
+            "refused", message.workflow_id, stage=stage, reason=f"{message.type}: {why}", actor=user or None
+        )
 
 
 def find_task(message: TaskLevel, unit: Unit) -> tuple[StageExecution, TaskExecution] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabilize_celery.handlers.base import Handler, find_stage
+from stabilize_celery.handlers.base import Handler, find_stage, refused
 from stabilize_celery.handlers.branches import resume_progress, stage_ended
 from stabilize_celery.handlers.lifecycle import cancel_stage, descendants
 from stabilize_celery.handlers.unit import Unit
@@ -16,7 +16,10 @@ class CancelStageHandler(Handler[CancelStage]):
 
     def handle(self, message: CancelStage, unit: Unit) -> None:
         stage = find_stage(message, unit)
-        if stage is None or stage.status.is_complete or stage.execution.status.is_complete:
+        if stage is None:
+            return
+        if stage.status.is_complete or stage.execution.status.is_complete:
+            refused(message, unit, f"the stage is {stage.status}", stage)
             return
         workflow = unit.whole(stage.execution.id)
         assert workflow is not None

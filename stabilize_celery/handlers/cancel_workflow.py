@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabilize_celery.handlers.base import Handler
+from stabilize_celery.handlers.base import Handler, refused
 from stabilize_celery.handlers.lifecycle import cancel_stage, end_workflow
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CancelWorkflow, InvalidWorkflowId
@@ -20,6 +20,7 @@ class CancelWorkflowHandler(Handler[CancelWorkflow]):
             unit.send(InvalidWorkflowId(workflow_id=message.workflow_id, detail=message.type))
             return
         if workflow.status.is_complete:
+            refused(message, unit, f"the workflow is {workflow.status}")
             return
         unit.change(
             workflow,

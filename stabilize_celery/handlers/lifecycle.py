@@ -7,7 +7,7 @@ from typing import Any
 from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CancelWorkflow, RunHook, RunTask, SignalStage, StartWaitingWorkflows
-from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.status import validate_transition
 from stabilize_celery.models.task import TaskExecution
@@ -19,12 +19,18 @@ SUB_WORKFLOW_ENDED = "_sub_workflow_ended"
 #: In a stage's context: who wants it skipped when its turn comes.
 SKIP_KEY = "_skip_requested"
 
+#: In a stage's context: which of its synthetic stages could not be planned.
+PLANNING_FAILED = {
+    Phase.BEFORE: "beforeStagePlanningFailed",
+    Phase.AFTER: "afterStagePlanningFailed",
+    Phase.ON_FAILURE: "onFailureStagePlanningFailed",
+}
+
 #: What an earlier pass of the workflow leaves in a stage's context that must not meet a later one.
 PASS_KEYS = (
     "exception",
     "error",
-    "beforeStagePlanningFailed",
-    "afterStagePlanningFailed",
+    *PLANNING_FAILED.values(),
     "_signal_name",
     "_signal_data",
     "_signal_user",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabilize_celery.handlers.base import Handler, find_workflow
+from stabilize_celery.handlers.base import Handler, find_workflow, refused
 from stabilize_celery.handlers.lifecycle import give_back_slot, transition
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import PauseWorkflow
@@ -17,7 +17,10 @@ class PauseWorkflowHandler(Handler[PauseWorkflow]):
 
     def handle(self, message: PauseWorkflow, unit: Unit) -> None:
         workflow = find_workflow(message, unit)
-        if workflow is None or workflow.status.is_complete or workflow.status is S.PAUSED:
+        if workflow is None:
+            return
+        if workflow.status.is_complete or workflow.status is S.PAUSED:
+            refused(message, unit, f"the workflow is {workflow.status}")
             return
         before = workflow.paused.paused_ms if workflow.paused is not None else 0
         transition(

@@ -10,9 +10,10 @@ from typing import Any
 from stabilize_celery.context.sources import child_rank
 from stabilize_celery.context.view import apply_view
 from stabilize_celery.dag.graph import StageGraphBuilder
-from stabilize_celery.errors import StageError, UnknownReducerError, describe_error
+from stabilize_celery.dag.validation import check_stage, check_tasks
+from stabilize_celery.errors import InvalidStageGraphError, StageError, UnknownReducerError, describe_error
 from stabilize_celery.handlers.branches import start_all
-from stabilize_celery.handlers.lifecycle import update_context
+from stabilize_celery.handlers.lifecycle import PLANNING_FAILED, update_context
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.stages.builder import StageDefinitionBuilder
@@ -34,6 +35,7 @@ def plan_tasks(unit: Unit, stage: StageExecution) -> None:
     if builder is not None and not stage.tasks:
         with _planning(unit, stage):
             tasks = list(builder.build_tasks(stage))
+            check_tasks(tasks, f"build_tasks of {type(builder).__name__}")
         unit.change(stage, tasks=tasks)
     for index, task in enumerate(stage.tasks):
         task.stage_start = index == 0
@@ -54,6 +56,7 @@ def begin_phase(unit: Unit, stage: StageExecution, phase: Phase) -> bool:
         return False
     with _planning(unit, stage):
         children = _ask(builder, stage, phase)
+        _check(unit, stage, children)
     for index, child in enumerate(children):
         child.phase = phase
         child.rank = child_rank(stage, phase, index)
@@ -72,12 +75,22 @@ def planning_failed(unit: Unit, stage: StageExecution, phase: Phase, error: Plan
     """Record on the stage why it could not be planned."""
     cause = error.__cause__ or error
     logger.warning("planning %s stages of %s failed: %s", phase.value, stage.ref_id, cause)
-    flag = "beforeStagePlanningFailed" if phase is Phase.BEFORE else "afterStagePlanningFailed"
-    changes: dict[str, Any] = {flag: True}
+    changes: dict[str, Any] = {PLANNING_FAILED[phase]: True}
     if phase is not Phase.ON_FAILURE:
         changes |= {"exception": describe_error(cause, transient=False), "error": str(cause)}
     update_context(unit, stage, changes)
     unit.change(stage, planned={**stage.planned, phase.value: 0}, open_children=0)
+
+
+def _check(unit: Unit, stage: StageExecution, children: list[StageExecution]) -> None:
+    for child in children:
+        check_stage(child)
+    taken = unit.taken_refs(stage.execution, {child.ref_id for child in children})
+    if taken:
+        raise InvalidStageGraphError(
+            f"duplicate_ref: the workflow has a stage {min(taken)!r} already; leave the ref_id of a synthetic "
+            "stage as create_synthetic makes it"
+        )
 
 
 def _ask(builder: StageDefinitionBuilder, stage: StageExecution, phase: Phase) -> list[StageExecution]:

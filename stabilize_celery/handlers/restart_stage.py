@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stabilize_celery.dag.topology import downstream_closure
-from stabilize_celery.handlers.base import Handler, find_stage
+from stabilize_celery.handlers.base import Handler, find_stage, refused
 from stabilize_celery.handlers.branches import resume_progress
 from stabilize_celery.handlers.lifecycle import remove_children, reset_stage, revive_workflow, transition
 from stabilize_celery.handlers.slots import admit
@@ -21,14 +21,16 @@ class RestartStageHandler(Handler[RestartStage]):
     def handle(self, message: RestartStage, unit: Unit) -> None:
         slots = unit.slots(message.pipeline_config_id) if message.pipeline_config_id else None
         found = find_stage(message, unit)
-        if found is None or not found.status.is_complete or found.execution.is_canceled:
+        if found is None:
             return
         workflow = unit.whole(message.workflow_id)
         assert workflow is not None
         stage: StageExecution = found
         while (parent := stage.parent()) is not None:
             stage = parent
-        if not stage.status.is_complete:
+        if not stage.status.is_complete or workflow.is_canceled:
+            state = "the workflow was canceled" if workflow.is_canceled else f"the stage is {stage.status}"
+            refused(message, unit, state, stage)
             return
         actor = message.user or None
         reason = f"restart from {stage.ref_id}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stabilize_celery.handlers.base import Handler
+from stabilize_celery.handlers.base import Handler, refused
 from stabilize_celery.handlers.branches import resume_progress, wake_paused
 from stabilize_celery.handlers.lifecycle import transition
 from stabilize_celery.handlers.slots import admit
@@ -27,6 +27,8 @@ class ResumeWorkflowHandler(Handler[ResumeWorkflow]):
             return
         waits = workflow.status is S.BUFFERED and unit.holds_slot(workflow)
         if not (waits if message.admitted else workflow.status is S.PAUSED):
+            if not message.admitted:
+                refused(message, unit, f"the workflow is {workflow.status}")
             return
         actor = message.user or None
         self._end_pause(unit, workflow)

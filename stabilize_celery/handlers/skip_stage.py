@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabilize_celery.handlers.base import Handler, find_stage
+from stabilize_celery.handlers.base import Handler, find_stage, refused
 from stabilize_celery.handlers.branches import resume_progress, stage_ended, waits
 from stabilize_celery.handlers.lifecycle import (
     SKIP_KEY,
@@ -33,7 +33,10 @@ class SkipStageHandler(Handler[SkipStage]):
 
     def handle(self, message: SkipStage, unit: Unit) -> None:
         stage = find_stage(message, unit)
-        if stage is None or stage.status.is_complete or stage.execution.status.is_complete:
+        if stage is None:
+            return
+        if stage.status.is_complete or stage.execution.status.is_complete:
+            refused(message, unit, f"the stage is {stage.status}", stage)
             return
         if message.user is None:
             if stage.status is S.NOT_STARTED:

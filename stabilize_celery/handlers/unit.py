@@ -88,6 +88,9 @@ class Unit(Protocol):
     def change(self, entity: Workflow | StageExecution, **values: Any) -> None:
         """Set attributes and write them at the end of the transaction."""
 
+    def taken_refs(self, workflow: Workflow, refs: set[str]) -> set[str]:
+        """Those of some ref_ids that other stages of a workflow have."""
+
     def insert_children(self, parent: StageExecution, stages: Iterable[StageExecution]) -> None:
         """Add synthetic stages, in topological order."""
 

@@ -24,7 +24,7 @@ from stabilize_celery.messages import (
     TaskLevel,
     WorkflowLevel,
 )
-from stabilize_celery.models.ids import new_id
+from stabilize_celery.models.ids import is_id, new_id
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
@@ -277,6 +277,18 @@ class UnitOfWork:
         changes = self._stage_changes if isinstance(entity, StageExecution) else self._workflow_changes
         changes.setdefault(entity.id, set()).update(values)
 
+    def taken_refs(self, workflow: Workflow, refs: set[str]) -> set[str]:
+        # Fresh identifiers need no look: a collision is a user's own choice of name.
+        chosen = {ref for ref in refs if not is_id(ref)}
+        if not chosen:
+            return set()
+        self._flush_stages()
+        stages = tables.stages
+        found = select(stages.c.ref_id).where(
+            stages.c.workflow_id == workflow.id, stages.c.ref_id.in_(chosen)
+        )
+        return set(self.connection.execute(found).scalars())
+
     def insert_children(self, parent: StageExecution, stages: Iterable[StageExecution]) -> None:
         by_ref: dict[str, StageExecution] = {}
         for stage in stages:
@@ -505,7 +517,8 @@ class UnitOfWork:
                 "name": name,
                 "data": data,
                 "user": user,
-                "at": self.now,
+                # Signals are taken in the order they were sent, whichever was handled first.
+                "at": self._row["created_at"] if self._row is not None else self.now,
             },
         )
 

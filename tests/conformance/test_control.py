@@ -39,12 +39,13 @@ def test_a_signal_runs_the_suspended_task_again(engine: ConformanceEngine) -> No
 
 
 def test_an_early_signal_is_kept_if_it_is_persistent(engine: ConformanceEngine) -> None:
-    """Scenario 64."""
+    """Scenario 64; of several the one that was sent first is taken first."""
     gate = engine.gate()
     run = engine.start(flow(stage("z", "script", do=[{"wait_file": gate.path}]), waiting(after=["z"])))
     engine.wait_event(run, "z")
     run.signal("a", "early", {"n": 1}, persistent=True)
     run.signal("a", "second", {"n": 2}, persistent=True)
+    engine.wait_until(lambda: sum(row["event"] == "signal" for row in run.history()) == 2, run=run)
     gate.open()
     result = engine.wait_final(run)
 

@@ -106,7 +106,7 @@ def test_whatever_ends_or_pauses_one_starts_the_next(engine: ConformanceEngine, 
 def test_resume_needs_a_slot_again(engine: ConformanceEngine) -> None:
     """Decision 12; defect 31: two ran where one may."""
     line = Line(engine)
-    line.add()
+    engine.wait_event(line.add(), "a")
     line.runs[0].pause()
     line.wait("PAUSED")
     line.add()

@@ -4,8 +4,8 @@
 ``ok``                succeeds with the outputs in ``outputs``
 ``fail``              returns ``terminal(error)``, by default "boom"
 ``script``            the n-th execution takes the n-th action of ``do``, the last one for ever; see below
-``hooked``            a script with ``on_cancel``, ``on_cleanup``, ``on_timeout``: each is recorded, and returns what
-                      the context says under its name (``{"return": ...}`` or nothing)
+``hooked``            a script with ``on_cancel``, ``on_cleanup``, ``on_timeout``: each is recorded, and takes the step
+                      that the context has under its name, if any, at most ``times`` times
 ``polling``           a script as a RetryableTask: ``backoff`` and ``total`` in seconds; hooks as above
 ``skippable``         a script as a SkippableTask: ``enabled`` is true, false, or an error's name to raise
 ``function``          a plain function that returns what the context says under ``give``
@@ -234,14 +234,15 @@ class Hooks(Task):
         self._called(stage, "on_cleanup")
 
     def _called(self, stage: StageExecution, hook: str) -> TaskResult | None:
-        record(stage, hook)
+        number = record(stage, hook)
         step = stage.own_context.get(hook)
-        if step is None:
+        if step is None or number > step.get("times", number):
             return None
-        if "raise" in step:
-            raise error_of(step)
-        result: TaskResult = result_of(step)
-        return result
+        if "raise" in step or "return" in step:
+            result: TaskResult = _take(stage, [step])
+            return result
+        _take(stage, [step])
+        return None
 
 
 class Hooked(Hooks, Script):

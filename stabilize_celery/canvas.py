@@ -17,6 +17,7 @@ from stabilize_celery.tasks.celery_call import (
     ERRBACKS,
     RESULT_KEY,
     RESULTS_OF,
+    call_context,
     errbacks_of,
     stored_options,
 )
@@ -136,6 +137,8 @@ class _Compiler:
         steps = [_unrolled(step) for step in _steps(sig.tasks)]
         kept = [step for step in steps if not _is_empty(step)] or steps[:1]
         within = state.inside(sig, options={})
+        if not kept:
+            return state
         before = replace(within, options=_merged(sig.options, state.options))
         for step, following in zip(kept, [*kept[1:], None], strict=True):
             if following is not None and step.subtask_type == "group":
@@ -179,7 +182,7 @@ class _Compiler:
         }
         if state.value is not None and not immutable:
             own[RESULTS_OF] = state.value
-        errbacks = [_plain(errback, where) for errback in (*_errbacks(sig), *state.errbacks)]
+        errbacks = [_errback(errback, where) for errback in (*_errbacks(sig), *state.errbacks)]
         if errbacks:
             own[ERRBACKS] = [errback for i, errback in enumerate(errbacks) if errback not in errbacks[:i]]
         name = str(sig.task).rsplit(".", 1)[-1]
@@ -226,7 +229,10 @@ def _flat(tasks: Iterable[Any]) -> list[Any]:
     """The tasks of a group, those of groups within it among them."""
     found: list[Any] = []
     for task in map(_signature, tasks):
-        found += _flat(task.tasks) if task.subtask_type == "group" else [task]
+        if task.subtask_type == "group":
+            found += _flat(task.tasks)
+        elif not _is_empty(task):
+            found.append(task)
     return found
 
 
@@ -238,7 +244,7 @@ def _turned(tasks: Iterable[Any]) -> list[Any]:
         task = stack.pop()
         if task.subtask_type == "group":
             stack += [_signature(inner) for inner in task.tasks]
-        elif not (task.subtask_type == "chain" and not task.tasks):
+        elif not _is_empty(task):
             found.append(task)
     return found
 
@@ -279,6 +285,17 @@ def _listed(value: Any) -> tuple[Any, ...]:
 
 def _errbacks(sig: Any) -> tuple[Any, ...]:
     return tuple(errbacks_of(sig.options))
+
+
+def _errback(sig: Any, where: str) -> dict[str, Any]:
+    """An errback as the stage that calls it, its arguments as they are."""
+    sig = _signature(sig)
+    call = {
+        **sig,
+        "args": literal(_plain(list(sig.args), where)),
+        "kwargs": literal(_plain(sig.kwargs, where)),
+    }
+    return {**call_context(call, f"{where}: link_error"), "immutable": bool(sig.immutable)}
 
 
 def _plain(value: Any, where: str) -> Any:

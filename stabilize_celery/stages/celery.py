@@ -5,9 +5,8 @@ from __future__ import annotations
 from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.models.stage import StageExecution, SyntheticStageOwner
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.references import literal
 from stabilize_celery.stages.builder import StageDefinitionBuilder
-from stabilize_celery.tasks.celery_call import ERRBACKS, FAILED, stored_options
+from stabilize_celery.tasks.celery_call import ERRBACKS, FAILED
 
 
 class CeleryStageBuilder(StageDefinitionBuilder):
@@ -20,12 +19,7 @@ class CeleryStageBuilder(StageDefinitionBuilder):
     def on_failure_stages(self, stage: StageExecution, graph: StageGraphBuilder) -> None:
         for number, errback in enumerate(stage.own_context.get(ERRBACKS, ())):
             name = f"{stage.ref_id} errback {number + 1}"
-            own = {
-                "task": errback["task"],
-                "args": literal(list(errback.get("args") or ())),
-                "kwargs": literal(dict(errback.get("kwargs") or {})),
-                **stored_options(errback.get("options") or {}, name),
-            }
+            own = {key: value for key, value in errback.items() if key != "immutable"}
             if not errback.get("immutable"):
                 own[FAILED] = {
                     "id": f"{stage.tasks[0].id}-{stage.generation}",

@@ -123,18 +123,21 @@ def call_context(sig: Any, where: str) -> dict[str, Any]:
         )
     context = {
         "task": str(sig["task"]),
-        "args": stored(list(sig.get("args") or ()), f"{where}: args"),
-        "kwargs": stored(dict(sig.get("kwargs") or {}), f"{where}: kwargs"),
+        "args": stored(sig.get("args") or [], f"{where}: args"),
+        "kwargs": stored(sig.get("kwargs") or {}, f"{where}: kwargs"),
     }
     options = sig.get("options") or {}
-    errbacks = errbacks_of(options)
+    errbacks = [
+        {**call_context(errback, f"{where}: link_error"), "immutable": bool(errback.get("immutable"))}
+        for errback in errbacks_of(options)
+    ]
     return {**context, **stored_options(options, where), **({ERRBACKS: errbacks} if errbacks else {})}
 
 
-def errbacks_of(options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The ``link_error`` of a signature's options, as stored."""
+def errbacks_of(options: Mapping[str, Any]) -> list[Any]:
+    """The signatures in ``link_error`` of a signature's options."""
     found = options.get("link_error") or ()
-    return [dict(errback) for errback in ((found,) if isinstance(found, Mapping) else found)]
+    return [found] if isinstance(found, Mapping) else list(found)
 
 
 def stored_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:

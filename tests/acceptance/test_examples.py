@@ -39,7 +39,9 @@ def test_no_example_is_forgotten():
         "approval.py",
         "celery_app.py",
         "data_pipeline.py",
+        "durable_canvas.py",
         "map_files.py",
+        "order_saga.py",
         "parallel_branches.py",
     ]
 

@@ -25,7 +25,10 @@ class Holder:
 def resolved(value: Any, **context: Any) -> Any:
     stage = StageExecution(ref_id="ship", context={"args": ["x"], **context})
     return resolve(
-        stored(value, "args"), stage, lambda refs: {r: OUTPUTS[r] for r in refs if r in OUTPUTS}, "stage ship: args"
+        stored(value, "args"),
+        stage,
+        lambda refs: {r: OUTPUTS[r] for r in refs if r in OUTPUTS},
+        "stage ship: args",
     )
 
 
@@ -68,7 +71,10 @@ def test_a_stages_keys_come_before_a_key_of_its_name() -> None:
     ("value", "message"),
     [
         ("{{ chrage.amount }}", r"stage ship: args: there is no 'chrage'"),
-        ("{{ charge.amuont }}", r"stage ship: args: there is no 'amuont' in stage charge.*did you mean 'amount'"),
+        (
+            "{{ charge.amuont }}",
+            r"stage ship: args: there is no 'amuont' in stage charge.*did you mean 'amount'",
+        ),
         (["a", {"b": "{{ gone }}"}], r"stage ship: args\[1\]\['b'\]: there is no 'gone'"),
         ("{{ args }}", "there is no 'args'"),
         ("{{ amount.x }}", "has the type int"),
@@ -104,7 +110,9 @@ def stage(ref: str, *args: Any, after: tuple[str, ...] = (), **context: Any) -> 
 
 
 def test_only_stages_before_it_can_be_referred_to() -> None:
-    with pytest.raises(InvalidWorkflowError, match="stage b refers to stage a, which is not before it; add 'a'"):
+    with pytest.raises(
+        InvalidWorkflowError, match="stage b refers to stage a, which is not before it; add 'a'"
+    ):
         Workflow.create("x", "y", [stage("a"), stage("b", "{{ a.result }}")])
     chain = [stage("a"), stage("b", after=("a",)), stage("c", "{{ a.result }}", after=("b",))]
     assert Workflow.create("x", "y", chain)

@@ -22,11 +22,13 @@ BROKER, DATABASE, LOG = "SHOP_BROKER_URL", "SHOP_DATABASE_URL", "SHOP_LOG"
 DIE_AFTER = "SHOP_DIE_AFTER"
 #: Where results are kept, for comparisons with what Celery itself does.
 RESULTS = "SHOP_RESULTS"
+LEASE = "SHOP_LEASE"
 SETTINGS = {
     "retry_delay": 0.05,
     "retry_delay_max": 0.1,
     "heartbeat": 0.2,
-    "lease": 2.0,
+    # Tests that kill workers want it short, those that count attempts long.
+    "lease": float(os.environ.get(LEASE, "2")),
     "task_kill_grace": 0.3,
     "relay_interval": 0.2,
     "resend_delay": 1.0,

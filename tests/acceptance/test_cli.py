@@ -166,7 +166,7 @@ def test_an_interrupt_ends_a_run(alone: Shell, database: tuple[str, ...]) -> Non
         stderr=subprocess.PIPE,
         text=True,
         # A shell that runs the tests in the background lets them ignore the signal, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     try:
         assert process.stdout is not None

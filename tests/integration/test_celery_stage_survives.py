@@ -231,7 +231,7 @@ def test_a_task_revoked_by_a_person_fails_its_stage(shop: Shop) -> None:
     celery_id = shop.wait_event("slow")["id"]
     shop.app.control.revoke(celery_id, terminate=True)
     # Celery reports the one or the other, depending on whether the process or the message is found first.
-    with pytest.raises(WorkflowFailedError, match="was (terminated|revoked)"):
+    with pytest.raises(WorkflowFailedError, match=r"was (terminated|revoked)"):
         run.get(timeout=60)
     worker.wait_log("Terminating|terminated")
     assert not shop.events("slow_end")

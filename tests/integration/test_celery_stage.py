@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import select
 
-from stabilize_celery import Stabilize, StageExecution, Workflow
+from stabilize_celery import Stabilize, StageExecution, TaskExecution, Workflow
 from stabilize_celery.errors import WorkflowFailedError
 from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.persistence.tables import messages
+from tests.integration import celery_shop
 from tests.integration.conftest import make_shop
 from tests.integration.shop_deployment import Shop, task_of
 from tests.services import PostgresService, RabbitService
@@ -36,6 +41,11 @@ def busy(
         yield shop
     rabbit_service.delete_vhost(name)
     postgres_service.drop_database(name)
+
+
+def every_message(stabilize: Stabilize) -> list[dict[str, Any]]:
+    with stabilize.store.database.autocommit() as connection:
+        return [dict(row._mapping) for row in connection.execute(select(messages))]
 
 
 def failure(shop: Shop, name: str, *args: object) -> tuple[str, object]:
@@ -202,3 +212,33 @@ def test_an_embedded_engine_calls_the_task_in_place(busy: Shop, monkeypatch: pyt
             busy.stage("add", busy.sig("add", "{{ flaky.result }}", 1), ("flaky",)),
         ]
         assert engine.run(Workflow.create("a", "b", stages), timeout=20).get() == {"result": 3}
+
+
+def test_a_task_among_others_of_a_stage(busy: Shop) -> None:
+    context = {
+        "task": "shop.add",
+        "args": [1],
+        "kwargs": {"y": "{{ given }}"},
+        "given": 4,
+        "queue": "special",
+    }
+    stage = StageExecution.create("any", "send", "send", context)
+    stage.tasks = [TaskExecution.create("before", "noop"), TaskExecution.create("send", "celery")]
+    run = busy.start(stage)
+    assert run.get(timeout=40) == {"result": 5}
+    assert [task.attempts for task in run.workflow().stages[0].tasks] == [1, 1]
+
+
+def test_an_eager_app_calls_its_tasks_in_place(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(celery_shop.LOG, str(tmp_path / "log"))
+    app, stabilize = celery_shop.make_app("memory://", postgres_url, task_always_eager=True)
+    stage = StageExecution.celery("add", app.tasks["shop.add"].s(1, 2))
+    run = stabilize.start(Workflow.create("shop", "eager", [stage]))
+    # An eager app has no workers: the test is the worker.
+    while waiting := every_message(stabilize):
+        for row in waiting:
+            stabilize.dispatcher.process(row["id"], row["type"])
+    assert run.get(timeout=20) == {"result": 3}
+    stabilize.close()

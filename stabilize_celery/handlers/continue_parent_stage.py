@@ -29,7 +29,7 @@ class ContinueParentStageHandler(Handler[ContinueParentStage]):
         seen = merge_sources([parent.sources, *(child.sources for child in children)])
         if seen != parent.sources:
             unit.change(parent, sources=seen)
-        stranded = any(child.blocked for child in children)
+        stranded = any(child.blocked and child.status is S.NOT_STARTED for child in children)
         halted = any(child.status.is_halt for child in children)
         if message.phase is not Phase.BEFORE or halted or stranded:
             unit.send(CompleteStage(**stage_ids(parent)))

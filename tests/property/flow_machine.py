@@ -7,12 +7,14 @@ and the same way again when hypothesis shrinks it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
+from unittest.mock import patch
 
 from sqlalchemy import delete, func, select
 
@@ -35,6 +37,7 @@ from stabilize_celery import (
 from stabilize_celery import WorkflowStatus as S
 from stabilize_celery.dag.branches import recount
 from stabilize_celery.dag.graph import StageGraphBuilder
+from stabilize_celery.models import ids
 from stabilize_celery.persistence import tables
 from stabilize_celery.tasks.outcome import Attempt
 
@@ -44,6 +47,22 @@ LEASE = 30.0
 MOST_STEPS = 4000
 CONFIG = "limited"
 PHASES = ("before", "after", "on_failure")
+#: Outcomes of which each status of a task may come.
+CAUSES = {
+    S.SUCCEEDED: {"ok", "yield", "lose"},
+    S.TERMINAL: {
+        "fail",
+        "raise",
+        "transient",
+        "crash",
+        "lose",
+        "suspend_timeout",
+        "jump",
+        "running",
+        "yield",
+    },
+    S.REDIRECT: {"jump"},
+}
 #: Outcomes after which the same task is executed again.
 AGAIN = ("transient", "running", "suspend", "suspend_timeout", "lose", "crash")
 
@@ -87,6 +106,9 @@ def engine(inline: bool) -> Stabilize:
         max_attempts=MAX_ATTEMPTS,
         control_max_attempts=2,
         lease=LEASE,
+        # Without jitter: the same example does the same each time.
+        retry_delay=1.0,
+        retry_delay_max=1.0,
     )
     made.register_builder(PlannedBuilder())
     return made
@@ -107,6 +129,8 @@ class Machine:
         self.counts: Counter[tuple[Any, ...]] = Counter()
         self.executions: dict[tuple[str, int], list[str]] = defaultdict(list)
         self.hooks: Counter[tuple[str, str, int]] = Counter()
+        self.last: tuple[list[str], int] | None = None
+        self.leases_lost = False
         self.errors: list[str] = []
         self._listener = _Errors(self.errors)
 
@@ -114,6 +138,10 @@ class Machine:
 
     def run(self) -> None:
         """Run the plan, then let everything that waits go on until it has ended."""
+        with patch.object(ids, "ULID", partial(next, map("T{:025d}".format, itertools.count()))):
+            self._run()
+
+    def _run(self) -> None:
         log = logging.getLogger("stabilize_celery")
         level = log.level
         log.addHandler(self._listener)
@@ -218,10 +246,15 @@ class Machine:
 
     def settle_late(self, message_id: str, token: int, attempt: Attempt) -> bool:
         """Between a task body's return and the recording of its result others may go on too."""
-        if self.plan.late and self.steps % 3 == 0:
+        execution, self.last = self.last, None
+        if self.plan.late:
             self.interleave(2)
         settle = type(self.engine.dispatcher)._settle
-        return settle(self.engine.dispatcher, message_id, token, attempt)
+        accepted = settle(self.engine.dispatcher, message_id, token, attempt)
+        if execution is not None and not accepted:
+            outcomes, place = execution
+            outcomes[place] = "lose"
+        return accepted
 
     def interleave(self, most: int) -> None:
         """Within a task body: others go on."""
@@ -358,9 +391,20 @@ class Machine:
             )
             for event in run.history():
                 self._check_hooks(event)
+                self._check_cause(event)
         assert self._holders() == 0
         for (hook, _task, _generation), number in self.hooks.items():
-            assert hook != "on_cancel" or number == 1, "on_cancel was called twice"
+            # Only a worker that was lost in the middle of it has it called again.
+            assert hook != "on_cancel" or number == 1 or self.leases_lost, "on_cancel was called twice"
+
+    def _check_cause(self, event: dict[str, Any]) -> None:
+        """What a task came to was caused by an execution of the same pass."""
+        causes = CAUSES.get(event["to_status"])
+        too_late = "exceeded" in (event["reason"] or "")
+        if event["event"] == "task" and event["from_status"] is S.RUNNING and causes and not too_late:
+            outcomes = self.executions[event["task_id"], event["generation"]]
+            kinds = {outcome.partition(":")[0] for outcome in outcomes}
+            assert kinds & causes, f"{event['to_status']} without a cause: {outcomes}"
 
     def _check_hooks(self, event: dict[str, Any]) -> None:
         ended = event["event"] == "task" and event["to_status"].is_complete
@@ -369,7 +413,7 @@ class Machine:
             assert self.hooks["on_cleanup", *key] >= 1, f"on_cleanup was not called: {event}"
             interrupted = event["from_status"] in (S.RUNNING, S.SUSPENDED, S.PAUSED)
             if event["to_status"] is S.CANCELED and interrupted and self.executions[key][-1:] != ["canceled"]:
-                assert self.hooks["on_cancel", *key] == 1, f"on_cancel was not called: {event}"
+                assert self.hooks["on_cancel", *key] >= 1, f"on_cancel was not called: {event}"
 
     def _holders(self) -> int:
         held = select(func.count()).select_from(tables.workflows).where(tables.workflows.c.holds_slot)
@@ -421,6 +465,7 @@ class Scripted(Task):
         try:
             return self._take(step)
         finally:
+            machine.last = outcomes, place
             if (machine.clock.now() - begun).total_seconds() > LEASE:
                 outcomes[place] = "lose"
 
@@ -428,9 +473,10 @@ class Scripted(Task):
         machine = self._machine
         kind, _, argument = step.partition(":")
         if kind == "yield":
-            machine.interleave(4)
+            machine.interleave(6)
         elif kind == "lose":
             # The lease runs out while the body runs: somebody else gets the task.
+            machine.leases_lost = True
             machine.clock.advance(LEASE + 1)
             machine.interleave(3)
         elif kind == "crash":

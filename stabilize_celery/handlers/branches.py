@@ -109,10 +109,13 @@ def _child_ended(unit: Unit, child: StageExecution) -> None:
         unit.send(ContinueParentStage(**stage_ids(parent), phase=child.phase or Phase.AFTER))
 
 
-def resume_progress(unit: Unit, workflow: Workflow) -> None:
+def resume_progress(unit: Unit, workflow: Workflow, *, old_failures_count: bool = True) -> None:
     """After a workflow was rewired: count its branches anew, start what is ready, end it if nothing is left.
 
-    ``workflow`` holds all its stages.
+    Args:
+        unit: the transaction.
+        workflow: with all its stages.
+        old_failures_count: whether a stage that is TERMINAL ends it at once; if not, at its end.
     """
     count = recount(workflow.top_level_stages())
     for stage in workflow.top_level_stages():
@@ -125,7 +128,8 @@ def resume_progress(unit: Unit, workflow: Workflow) -> None:
     if workflow.status is not S.RUNNING:
         return
     start_all(unit, count.ready)
-    terminal = any(stage.status is S.TERMINAL for stage in workflow.top_level_stages())
+    failed = any(stage.status is S.TERMINAL for stage in workflow.top_level_stages())
+    terminal = failed and old_failures_count
     if terminal or count.live == 0:
         unit.send(CompleteWorkflow(workflow_id=workflow.id, halted=terminal))
 

@@ -37,7 +37,7 @@ class CompleteStageHandler(Handler[CompleteStage]):
                     return
             elif not phase_ended(children, Phase.ON_FAILURE):
                 return
-        finish_stage(unit, stage, status)
+        finish_stage(unit, stage, status, _reason(stage, status, children))
 
     def _assess(self, stage: StageExecution, children: list[Child]) -> tuple[S, bool]:
         unplanned = bool(
@@ -56,6 +56,16 @@ class CompleteStageHandler(Handler[CompleteStage]):
 def _did_its_work(stage: StageExecution, failed: bool) -> bool:
     """Only then the after-stages run: not when a task was canceled or never came to run."""
     return not failed and all(task.status.is_complete and task.failed_as is None for task in stage.tasks)
+
+
+def _reason(stage: StageExecution, status: S, children: list[Child]) -> str:
+    """Why a stage failed, for the history; a success needs no reason."""
+    if not status.is_failure and status is not S.CANCELED:
+        return ""
+    told = str(stage.context.get("error", ""))
+    if not told and any(child.status.is_halt or child.status is S.FAILED_CONTINUE for child in children):
+        told = "a synthetic stage failed"
+    return told[:500]
 
 
 def children_of(unit: Unit, stage: StageExecution) -> list[Child]:

@@ -28,9 +28,10 @@ class CompleteWorkflowHandler(Handler[CompleteWorkflow]):
         whole = unit.whole(workflow.id)
         assert whole is not None
         statuses = {stage.status for stage in whole.top_level_stages()}
-        if S.TERMINAL in statuses:
+        ended = workflow.live_branches == 0
+        if S.TERMINAL in statuses and (message.halted or ended):
             self._fail(unit, whole)
-        elif workflow.live_branches == 0:
+        elif ended:
             end_workflow(unit, whole, workflow_outcome(statuses, fail_at_end=_fails_at_end(whole)))
 
     def _fail(self, unit: Unit, workflow: Workflow) -> None:

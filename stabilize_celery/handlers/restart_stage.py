@@ -53,4 +53,5 @@ class RestartStageHandler(Handler[RestartStage]):
                 resume_progress(unit, workflow)
                 return
             transition(unit, workflow, S.RUNNING, reason, actor=actor)
-        resume_progress(unit, workflow)
+        # Another stage that failed at the same time would end it before the restarted one has run.
+        resume_progress(unit, workflow, old_failures_count=False)

@@ -538,3 +538,22 @@ def test_the_history_tells_who_did_what_when_and_why(engine: ConformanceEngine) 
     ]
     woken = [row for row in history if row["from_status"] is S.SUSPENDED]
     assert {(row["reason"], row["actor"]) for row in woken} == {("signal go", "pat")}
+
+
+def test_the_history_tells_why_a_stage_failed(engine: ConformanceEngine) -> None:
+    failing = {"name": "s", "task": "fail", "context": {"error": "no room"}}
+    run = engine.start(
+        flow(
+            stage("a", "fail", context={"error": "no luck", "failPipeline": False}),
+            stage("p", plan={"before": [failing]}, context={"continuePipelineOnFailure": True}),
+        )
+    )
+    engine.wait_final(run)
+
+    refs = {entry.id: entry.name for entry in run.workflow().stages}
+    reasons = {
+        refs[row["stage_id"]]: row["reason"]
+        for row in run.history()
+        if row["event"] == "stage" and row["to_status"].is_failure
+    }
+    assert reasons == {"a": "no luck", "s": "no room", "p": "a synthetic stage failed"}

@@ -261,3 +261,17 @@ def test_skipping_a_stage_twice_and_restarting_it_forgets_the_wish(engine: Stabi
     run.restart_stage("b")
     engine.processor.drain()
     assert statuses(run)["b"] == "SUCCEEDED"
+
+
+def test_a_restarted_stage_runs_though_another_one_failed_as_well(plain_engine: Stabilize) -> None:
+    """The other failure ended the workflow again before the restarted stage had run."""
+    engine = plain_engine
+    outcomes = {"a": [TaskResult.terminal("boom"), TaskResult.success()], "b": [TaskResult.terminal("bang")]}
+    engine.registry.register("once", lambda stage: outcomes[stage.ref_id].pop(0))
+    run = engine.run(workflow_of(one("a", "once"), one("b", "once"), one("c", "noop", "a")))
+    assert statuses(run) == {"a": "TERMINAL", "b": "TERMINAL", "c": "NOT_STARTED"}
+    run.restart_stage("a")
+    engine.processor.drain()
+
+    assert statuses(run) == {"a": "SUCCEEDED", "b": "TERMINAL", "c": "SUCCEEDED"}
+    assert run.status is S.TERMINAL

@@ -10,18 +10,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stabilize_celery.errors import InvalidOutputError, InvalidWorkflowError
+from stabilize_celery.errors import InvalidWorkflowError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.references import literal
+from stabilize_celery.signatures import (
+    NOT_OF_A_STAGE,
+    chunks_of,
+    errbacks_in,
+    flat,
+    is_empty,
+    listed,
+    merged,
+    signature_of,
+    steps_of,
+    storable,
+    stored_errback,
+    turned,
+    unrolled,
+)
 from stabilize_celery.tasks.celery_call import (
     ERRBACKS,
     RESULT_KEY,
     RESULTS_OF,
-    call_context,
-    errbacks_of,
     stored_options,
 )
-from stabilize_celery.tasks.celery_task import plain
 
 #: The task type that puts the results of a group together.
 RESULTS_TYPE = "celery_results"
@@ -31,10 +43,6 @@ _POLICY = {"failPipeline": False, "completeOtherBranchesThenFail": True}
 _SIDE_POLICY = {"continuePipelineOnFailure": True}
 _CHUNKS = "celery.chunks"
 _MAPS = ("celery.map", "celery.starmap")
-#: Options that belong to the canvas as it runs in Celery, or are dealt with here.
-_DROPPED = (
-    "task_id", "group_id", "group_index", "chord", "chain", "root_id", "parent_id", "reply_to", "link", "link_error",
-)  # fmt: skip
 
 
 def compile_canvas(canvas: Any) -> list[StageExecution]:
@@ -44,9 +52,9 @@ def compile_canvas(canvas: Any) -> list[StageExecution]:
         InvalidWorkflowError: it is no canvas, it is empty, or its arguments cannot be stored.
     """
     compiler = _Compiler()
-    sig = _signature(canvas)
+    sig = signature_of(canvas)
     if sig.task == _CHUNKS:
-        sig = _chunks(sig)
+        sig = chunks_of(sig)
     end = compiler.whole_group(sig) if sig.subtask_type == "group" else compiler.canvas(sig, _State())
     if not compiler.stages:
         raise InvalidWorkflowError("the canvas has no tasks")
@@ -88,7 +96,7 @@ class _State:
         given = self.args if sig.immutable else self.args + tuple(sig.args)
         kwargs = self.kwargs if sig.subtask_type in ("group", "chord") else {**self.kwargs, **sig.kwargs}
         kwargs = {key: value for key, value in kwargs.items() if key not in ("tasks", "header", "body")}
-        errbacks = self.errbacks + _errbacks(sig)
+        errbacks = self.errbacks + errbacks_in(sig)
         return _State(
             self.value, self.after, tuple(given), kwargs, self.options if options is None else options,
             errbacks, self.side,
@@ -109,23 +117,23 @@ class _Compiler:
         if kind == "chain":
             end = self._chain(sig, state)
         elif kind == "group":
-            within = state.inside(sig, options=_merged(sig.options, state.options))
-            end = self._group(_turned(sig.tasks), within)
+            within = state.inside(sig, options=merged(sig.options, state.options))
+            end = self._group(turned(sig.tasks), within)
         elif kind == "chord":
             end = self._chord(sig, state)
         elif sig.task == _CHUNKS:
-            end = self._group(list(_chunks(sig).tasks), _State(after=state.after, options=state.options))
+            end = self._group(list(chunks_of(sig).tasks), _State(after=state.after, options=state.options))
         else:
             return self._task(sig, state)
         # The last task of a chain and the body of a chord are what a callback of the whole follows.
-        for callback in _listed(sig.options.get("link")):
+        for callback in listed(sig.options.get("link")):
             self._callback(callback, end)
         return end
 
     def whole_group(self, sig: Any) -> _State:
         """A group that is the whole canvas: the one place where groups within it keep their order."""
-        within = _State().inside(sig, options=_merged(sig.options, {}))
-        end = self._group(_flat(sig.tasks), within)
+        within = _State().inside(sig, options=merged(sig.options, {}))
+        end = self._group(flat(sig.tasks), within)
         if len(end.value) == 1 and isinstance(end.value[0], list):
             # A single chain that ends in a group: Celery gives that group's results.
             return end.then(end.value[0], end.after)
@@ -134,15 +142,15 @@ class _Compiler:
     # ------------------------------------------------------------------ the kinds
 
     def _chain(self, sig: Any, state: _State) -> _State:
-        steps = [_unrolled(step) for step in _steps(sig.tasks)]
-        kept = [step for step in steps if not _is_empty(step)] or steps[:1]
+        steps = [unrolled(step) for step in steps_of(sig.tasks)]
+        kept = [step for step in steps if not is_empty(step)] or steps[:1]
         within = state.inside(sig, options={})
         if not kept:
             return state
-        before = replace(within, options=_merged(sig.options, state.options))
+        before = replace(within, options=merged(sig.options, state.options))
         for step, following in zip(kept, [*kept[1:], None], strict=True):
             if following is not None and step.subtask_type == "group":
-                before = replace(before, errbacks=before.errbacks + _errbacks(following))
+                before = replace(before, errbacks=before.errbacks + errbacks_in(following))
             end = self.canvas(step, before)
             before = replace(within, value=end.value, after=end.after, args=(), kwargs={})
         return end
@@ -155,10 +163,10 @@ class _Compiler:
     def _chord(self, sig: Any, state: _State) -> _State:
         tasks = sig.tasks.tasks if getattr(sig.tasks, "subtask_type", None) == "group" else sig.tasks
         within = state.inside(sig, options={})
-        body = _signature(sig.body)
+        body = signature_of(sig.body)
         # What is called when the body fails is called as well when it can never run.
-        header = self._group(_turned(tasks), replace(within, errbacks=within.errbacks + _errbacks(body)))
-        options = _merged(sig.options, state.options)
+        header = self._group(turned(tasks), replace(within, errbacks=within.errbacks + errbacks_in(body)))
+        options = merged(sig.options, state.options)
         after = replace(within, value=header.value, after=header.after, args=(), kwargs={}, options=options)
         return self.canvas(body, after)
 
@@ -170,19 +178,21 @@ class _Compiler:
         if sig.task in _MAPS:
             kwargs = {"task": sig.kwargs["task"], "it": list(sig.kwargs["it"])}
         options = {
-            key: value for key, value in _merged(sig.options, state.options).items() if key not in _DROPPED
+            key: value
+            for key, value in merged(sig.options, state.options).items()
+            if key not in NOT_OF_A_STAGE
         }
         own = {
             "task": str(sig.task),
-            "args": literal(_plain(list(args), where)),
-            "kwargs": literal(_plain(kwargs, where)),
+            "args": literal(storable(list(args), where)),
+            "kwargs": literal(storable(kwargs, where)),
             RESULT_KEY: "result",
             **stored_options(options, where),
             **(_SIDE_POLICY if state.side else _POLICY),
         }
         if state.value is not None and not immutable:
             own[RESULTS_OF] = state.value
-        errbacks = [_errback(errback, where) for errback in (*_errbacks(sig), *state.errbacks)]
+        errbacks = [stored_errback(errback, where) for errback in (*errbacks_in(sig), *state.errbacks)]
         if errbacks:
             own[ERRBACKS] = [errback for i, errback in enumerate(errbacks) if errback not in errbacks[:i]]
         name = str(sig.task).rsplit(".", 1)[-1]
@@ -190,116 +200,9 @@ class _Compiler:
             name = str(dict(sig.kwargs["task"])["task"]).rsplit(".", 1)[-1] + f"-{name}"
         ref = self.add("celery", name, own, state.after)
         end = state.then(ref, {ref})
-        for callback in _listed(sig.options.get("link")):
+        for callback in listed(sig.options.get("link")):
             self._callback(callback, end)
         return end
 
     def _callback(self, callback: Any, end: _State) -> None:
-        self.canvas(_signature(callback), _State(end.value, end.after, side=True))
-
-
-# ---------------------------------------------------------------------- signatures
-
-
-def _signature(sig: Any) -> Any:
-    """A signature of the right class, whether it was one or its stored form."""
-    from celery.canvas import Signature
-
-    if isinstance(sig, Signature) and type(sig) is not Signature:
-        return sig
-    if isinstance(sig, Mapping) and "task" in sig:
-        return Signature.from_dict(dict(sig)) if not isinstance(sig, Signature) else sig
-    raise InvalidWorkflowError(
-        f"a canvas is made of Celery signatures, not of {type(sig).__name__}: {sig!r:.80}"
-    )
-
-
-def _steps(tasks: Iterable[Any]) -> list[Any]:
-    """The steps of a chain, those of chains within it among them."""
-    found: list[Any] = []
-    for task in map(_signature, tasks):
-        plain_chain = task.subtask_type == "chain" and not (
-            task.options or task.args or task.kwargs.keys() - {"tasks"}
-        )
-        found += _steps(task.tasks) if plain_chain else [task]
-    return found
-
-
-def _flat(tasks: Iterable[Any]) -> list[Any]:
-    """The tasks of a group, those of groups within it among them."""
-    found: list[Any] = []
-    for task in map(_signature, tasks):
-        if task.subtask_type == "group":
-            found += _flat(task.tasks)
-        elif not _is_empty(task):
-            found.append(task)
-    return found
-
-
-def _turned(tasks: Iterable[Any]) -> list[Any]:
-    """The same where Celery freezes the group first: it takes each group within it apart from its end."""
-    found: list[Any] = []
-    stack = [_signature(task) for task in tasks][::-1]
-    while stack:
-        task = stack.pop()
-        if task.subtask_type == "group":
-            stack += [_signature(inner) for inner in task.tasks]
-        elif not _is_empty(task):
-            found.append(task)
-    return found
-
-
-def _chunks(sig: Any) -> Any:
-    """Chunks as the group they are; Celery itself forgets this when it has stored them."""
-    from celery.canvas import chunks
-
-    return chunks.from_dict(dict(sig)).group()
-
-
-def _unrolled(sig: Any) -> Any:
-    """A group of one task within a chain is that task."""
-    if sig.subtask_type == "group":
-        tasks = list(sig.tasks)
-        if len(tasks) == 1:
-            return _unrolled(_signature(tasks[0]))
-    return sig
-
-
-def _is_empty(sig: Any) -> bool:
-    return sig.subtask_type in ("group", "chain") and not list(sig.tasks)
-
-
-def _merged(own: Mapping[str, Any], around: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{key: value for key, value in own.items() if key not in _DROPPED}, **around, **_links(own)}
-
-
-def _links(own: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: own[key] for key in ("link", "link_error") if key in own}
-
-
-def _listed(value: Any) -> tuple[Any, ...]:
-    if not value:
-        return ()
-    return (value,) if isinstance(value, Mapping) else tuple(value)
-
-
-def _errbacks(sig: Any) -> tuple[Any, ...]:
-    return tuple(errbacks_of(sig.options))
-
-
-def _errback(sig: Any, where: str) -> dict[str, Any]:
-    """An errback as the stage that calls it, its arguments as they are."""
-    sig = _signature(sig)
-    call = {
-        **sig,
-        "args": literal(_plain(list(sig.args), where)),
-        "kwargs": literal(_plain(sig.kwargs, where)),
-    }
-    return {**call_context(call, f"{where}: link_error"), "immutable": bool(sig.immutable)}
-
-
-def _plain(value: Any, where: str) -> Any:
-    try:
-        return plain(value)
-    except InvalidOutputError as error:
-        raise InvalidWorkflowError(f"{where}: arguments are stored as JSON: {error}") from error
+        self.canvas(signature_of(callback), _State(end.value, end.after, side=True))

@@ -97,7 +97,7 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
     elif isinstance(retval, Reject) and retval.requeue:
         begun.hand_back(queue, 0.0, retval, None)
     elif isinstance(retval, SystemExit | KeyboardInterrupt) and _is_being_ended():
-        begun.hand_back(queue, 0.0, WorkerLostError("the worker was shut down"), None)
+        begun.let_go()
     else:
         ignored = bool(task.ignore_result)
         begun.finish(lambda: conclude(begun.stage, state, retval, ignored))

@@ -142,17 +142,11 @@ class StageExecution:
     ) -> StageExecution:
         """A stage that runs a Celery task: ``StageExecution.celery("send", send.s("{{ order.email }}"))``.
 
-        Arguments may refer to what earlier stages gave, see :mod:`stabilize_celery.references`.
-
-        Args:
-            ref_id: of the stage.
-            signature: of one task, with its arguments and options.
-            requires: the stages before it.
-            context: options of the stage, such as ``continuePipelineOnFailure``.
-            name: for people.
+        Arguments may refer to what earlier stages gave (:mod:`stabilize_celery.references`); ``context`` holds options
+        of the stage, such as ``continuePipelineOnFailure``.
 
         Raises:
-            InvalidWorkflowError: it is no signature, or it cannot be stored.
+            InvalidWorkflowError: it is no signature of a single task, or it cannot be stored.
         """
         from stabilize_celery.tasks.celery_call import call_context
 

@@ -25,6 +25,8 @@ from stabilize_celery.worker.leases import Lease
 logger = logging.getLogger(__name__)
 #: Between looks at a message whose last attempt is about to be reported.
 _PAUSE = 0.02
+#: Seconds for the worker's main process to say why it ended a process.
+_LAST_WORD = 2.0
 
 
 def begin(
@@ -109,6 +111,12 @@ class BegunTask(_Attempt):
         reason = f"{type(error).__name__}: {error}"
         details = {**details, "own_retries": repeated}
         self._finish(handed_back(queue, delay, self._settings, described, reason, **details))
+
+    def let_go(self) -> None:
+        """The process is being ended: who ends it may still say why, otherwise it is begun again soon."""
+        self._kept.close()
+        soon = min(max(_LAST_WORD, self._settings.heartbeat), self._settings.lease)
+        self._worker.store.heartbeat({self._row["id"]: int(self._row["claims"])}, soon)
 
     def _expire(self) -> None:
         implementation, task = self._resolved()

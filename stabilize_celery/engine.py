@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stabilize_celery.clock import Clock
 from stabilize_celery.control import Control
+from stabilize_celery.crash_points import reach
 from stabilize_celery.dag.validation import validate_workflow
 from stabilize_celery.delivery.dispatch import Dispatcher, Publisher
 from stabilize_celery.delivery.inline import EmbeddedProcessor, LocalPublisher
@@ -258,6 +259,7 @@ class Stabilize(Control, Nesting):
         }
         ids, sent = insert_started(self.store, workflows, rows, connection, self._publish)
         if connection is None:
+            reach("start.committed")
             self._publish([outgoing(row) for row in sent])
         return [WorkflowRun(self, workflow_id) for workflow_id in ids]
 

@@ -9,6 +9,7 @@ from collections import deque
 from datetime import datetime
 from typing import Any, Protocol
 
+from stabilize_celery.crash_points import reach
 from stabilize_celery.errors import InvalidMessageError, UnknownMessageError, describe_error
 from stabilize_celery.handlers.base import Handler
 from stabilize_celery.handlers.lifecycle import cancel_stage, end_workflow
@@ -148,10 +149,12 @@ class Dispatcher:
         handler.handle(message, unit)
 
     def _sent(self, unit: UnitOfWork) -> None:
+        reach("message.committed")
         if unit.outgoing:
             self.publisher.publish(unit.outgoing)
         if unit.next_due is not None:
             self.publisher.wake(unit.next_due)
+        reach("message.published")
 
     # ------------------------------------------------------------------ failing
 

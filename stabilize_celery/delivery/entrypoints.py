@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
+from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.messages import MESSAGE_TYPES, Message
 
@@ -59,6 +60,7 @@ def _entrypoint(engine: Stabilize, name: str) -> Any:
             logger.warning("a %s message without a proper id was dropped: %.100r", name, message_id)
             return
         engine.dispatcher.process(message_id, name)
+        reach("message.done")
 
     entrypoint.__name__ = name
     entrypoint.__doc__ = MESSAGE_TYPES[name].__doc__

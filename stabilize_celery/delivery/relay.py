@@ -17,6 +17,7 @@ from amqp.exceptions import NotFound
 from celery import Celery
 from kombu.connection import Connection
 
+from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.confirms import ConfirmWindow
 from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.persistence.outbox import Outgoing, outgoing, waits_in
@@ -97,11 +98,13 @@ class Relay:
         rows = self._store.take_due(self._settings.relay_batch, self._next_send)
         if not rows:
             return 0
+        reach("relay.taken")
         chosen = self._without_backlog(rows)
         vanished = [row["id"] for row in chosen if waits_in(row) is not None]
         if vanished:
             self._store.take_back(vanished)
         failed = self._send([outgoing(row) for row in chosen])
+        reach("relay.sent")
         if failed:
             logger.error(
                 "%d messages were refused or have no queue: %s", len(failed), self._queues(rows, failed)

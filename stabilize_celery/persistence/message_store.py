@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from stabilize_celery.crash_points import reach
 from stabilize_celery.messages import CompleteWorkflow
 from stabilize_celery.persistence import queries
 from stabilize_celery.persistence.base import BaseStore
@@ -78,7 +79,9 @@ class MessageStore(BaseStore):
                 inline=inline,
                 attempt=attempt,
             )
+            reach("message.taken")
             yield unit
+            reach("message.handled")
             with self.database.batch(connection, commit=True):
                 unit.flush()
 

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, event, func, insert, select
 from sqlalchemy.orm import Session
 
+from stabilize_celery.crash_points import reach
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.database import missing_tables_explained
@@ -37,7 +38,9 @@ def insert_started(
     """
     if connection is None:
         with store.database.begin() as own:
-            return _insert(store, own, workflows, rows)
+            written_alone = _insert(store, own, workflows, rows)
+            reach("start.written")
+            return written_alone
     joined = _as_connection(connection)
     with missing_tables_explained(store.database.name):
         ids, written = _insert(store, joined, workflows, rows)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from stabilize_celery.crash_points import reach
 from stabilize_celery.errors import (
     InvalidOutputError,
     TaskNotFoundError,
@@ -71,6 +72,7 @@ class TaskWorker:
             return False
         message = message_of(claimed.row)
         assert isinstance(message, RunTask | RunHook)
+        reach("task.claimed")
         attempt = _Attempt(self, message, claimed)
         attempt.perform()
         return True
@@ -123,6 +125,7 @@ class _Attempt:
 
     def _finish(self, outcome: Outcome) -> bool:
         attempt = Attempt(outcome, self._number, self._worker.owner)
+        reach("task.returned")
         accepted = self._worker.settle(self._row["id"], self._row["claims"], attempt)
         if accepted and outcome.hand_over is not None:
             publish(self._worker, self._row["id"], outcome.hand_over)

@@ -8,7 +8,7 @@ A map of the rooms:
 ``dag``           pure rules about graphs; ``context`` what a stage sees; ``expressions`` safe conditions
 ``stages``        stage definition builders; ``tasks`` what users subclass, and the built-in tasks
 ``handlers``      one file per message: what happens when it is handled
-``persistence``   the only SQL; ``worker`` running user code under a lease
+``persistence``   the only SQL; ``worker`` running user code under a lease; ``observe`` watching what happens
 ``delivery``      the only Celery: entrypoints, publisher, relay; and the processor of embedded engines
 ``seeds``         the set-up of the seed documents: queue, processor, orchestrator
 ``cli``           ``celery -A app stabilize ...`` and ``stabilize-celery ...``

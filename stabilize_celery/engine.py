@@ -23,6 +23,7 @@ from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.nesting import Nesting
+from stabilize_celery.observe import Observer
 from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
@@ -60,6 +61,8 @@ class Stabilize(Control, Nesting):
         self.registry = TaskRegistry()
         register_builtin_tasks(self.registry)
         self.builders = StageDefinitionBuilderFactory(fallback=global_factory())
+        #: Told every transition after its commit; see :meth:`observe`.
+        self.observers: list[Observer] = []
         self._enable_nesting()
         self.registry.mark_builtin()
         self._settings: Settings | None = None
@@ -179,7 +182,7 @@ class Stabilize(Control, Nesting):
     def dispatcher(self) -> Dispatcher:
         """What handles messages in this process."""
         worker = f"{socket.gethostname()}:{os.getpid()}"
-        surroundings = Surroundings(self.settings, self.registry, self.builders, worker)
+        surroundings = Surroundings(self.settings, self.registry, self.builders, worker, self.observers)
         dispatcher = Dispatcher(self.store, default_handlers(), surroundings, self.publisher)
         dispatcher.keeper.end_process = self._end_process
         return dispatcher
@@ -211,6 +214,15 @@ class Stabilize(Control, Nesting):
     def register_builder(self, builder: StageDefinitionBuilder) -> None:
         """Register a stage definition builder for this engine."""
         self.builders.register(builder)
+
+    def observe(self, observer: Observer) -> Observer:
+        """Tell an observer every transition after its commit, at most once; a decorator.
+
+        It is called in the process that committed: what workers do is seen in the workers.  See
+        :mod:`stabilize_celery.observe`.
+        """
+        self.observers.append(observer)
+        return observer
 
     # ------------------------------------------------------------------ the database
 

@@ -16,6 +16,7 @@ from stabilize_celery.handlers.lifecycle import cancel_stage, end_workflow
 from stabilize_celery.handlers.registry import Handlers
 from stabilize_celery.messages import MESSAGE_TYPES, Message, WorkflowLevel
 from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.observe import tell
 from stabilize_celery.persistence.database import is_retryable, is_unavailable
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
@@ -155,6 +156,8 @@ class Dispatcher:
         if unit.next_due is not None:
             self.publisher.wake(unit.next_due)
         reach("message.published")
+        if unit.transitions:
+            tell(self.surroundings.observers, unit.transitions)
 
     # ------------------------------------------------------------------ failing
 

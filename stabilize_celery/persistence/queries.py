@@ -36,6 +36,7 @@ WORKFLOW_HEADER = tuple(
     workflows.c[name]
     for name in (
         "id",
+        "application",
         "name",
         "status",
         "is_canceled",

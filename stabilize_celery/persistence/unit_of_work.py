@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +28,7 @@ from stabilize_celery.models.ids import is_id, new_id
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.observe import Observer, Transition, transition_of
 from stabilize_celery.persistence import queries, rows, tables
 from stabilize_celery.persistence.outbox import WAITS_IN, Outgoing, new_row, outgoing
 from stabilize_celery.persistence.slots import LockedSlots, lock_slots
@@ -55,6 +56,8 @@ class Surroundings:
     builders: StageDefinitionBuilderFactory
     #: Who writes: host and process, for the history.
     worker: str = ""
+    #: Who is told the transitions after the commit.
+    observers: Sequence[Observer] = ()
 
 
 class UnitOfWork:
@@ -89,6 +92,9 @@ class UnitOfWork:
         self.local: list[str] = []
         #: When the first of the messages falls due that wait for their time.
         self.next_due: datetime | None = None
+        #: For observers, if there are any.
+        self.transitions: list[Transition] = []
+        self._observed = bool(surroundings.observers)
 
         self._row = row
         self._message = message
@@ -386,24 +392,26 @@ class UnitOfWork:
         actor: str | None = None,
         details: dict[str, Any] | None = None,
     ) -> None:
-        self._history.append(
-            {
-                "id": new_id(),
-                "workflow_id": workflow_id,
-                "stage_id": None if stage is None else stage.id,
-                "task_id": task_id,
-                "generation": 0 if stage is None else stage.generation,
-                "step": next(_steps) % _LARGEST_STEP,
-                "event": event,
-                "from_status": old,
-                "to_status": new,
-                "reason": reason or None,
-                "actor": actor,
-                "worker": self.worker,
-                "details": details,
-                "at": self.now,
-            }
-        )
+        row = {
+            "id": new_id(),
+            "workflow_id": workflow_id,
+            "stage_id": None if stage is None else stage.id,
+            "task_id": task_id,
+            "generation": 0 if stage is None else stage.generation,
+            "step": next(_steps) % _LARGEST_STEP,
+            "event": event,
+            "from_status": old,
+            "to_status": new,
+            "reason": reason or None,
+            "actor": actor,
+            "worker": self.worker,
+            "details": details,
+            "at": self.now,
+        }
+        self._history.append(row)
+        if self._observed:
+            workflow = self._workflows.get(workflow_id) or (None if stage is None else stage.execution)
+            self.transitions.append(transition_of(row, workflow, stage))
 
     # ------------------------------------------------------------------ messages
 

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from stabilize_celery.errors import ConfigurationError
+from stabilize_celery.redaction import DEFAULT_KEYS, redact
 
 PREFIX = "stabilize_"
+
+
+def _split(value: Any) -> Any:
+    """Lists may be text with commas: the environment knows nothing else."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 class Settings(BaseModel):
@@ -36,7 +45,7 @@ class Settings(BaseModel):
     task_routes: dict[str, Any] = Field(
         default_factory=dict, description='Queues of single task types: {"charge": {"queue": "payments"}}.'
     )
-    imports: tuple[str, ...] = Field((), description="Modules that register task types and builders.")
+    imports: Names = Field((), description="Modules that register task types and builders.")
 
     check_types: bool = Field(
         True,
@@ -66,6 +75,11 @@ class Settings(BaseModel):
     )
     hook_time_limit: float = Field(60.0, gt=0, description="How long on_cancel or on_cleanup may take.")
     allow_private_urls: bool = Field(False, description="Let HTTP tasks reach private addresses.")
+
+    redact_keys: Names = Field(
+        DEFAULT_KEYS,
+        description="Keys whose values are shown as *** in history, errors, logs, pages and on the command line.",
+    )
 
     relay_interval: float = Field(
         1.0, gt=0, description="Longest sleep of the relay between looks at the table."
@@ -114,7 +128,7 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             problems = "; ".join(
-                f"{PREFIX}{'.'.join(str(p) for p in e['loc'])}: {e['msg']} (is {e['input']!r})"
+                f"{PREFIX}{'.'.join(str(p) for p in e['loc'])}: {e['msg']} (is {redact(e['input'])!r})"
                 for e in error.errors(include_url=False)
             )
             raise ConfigurationError(problems) from None

@@ -38,6 +38,17 @@ def test_what_makes_no_sense_is_refused_by_name(values: dict[str, object], told:
         Settings.load(values, {})
 
 
+def test_the_environment_lists_names_with_commas() -> None:
+    settings = Settings.load({}, {"STABILIZE_REDACT_KEYS": "iban, pin", "STABILIZE_IMPORTS": "shop.stages"})
+    assert (settings.redact_keys, settings.imports) == (("iban", "pin"), ("shop.stages",))
+
+
+def test_a_refused_value_is_shown_without_its_password() -> None:
+    with pytest.raises(ConfigurationError, match=r"shop:\*\*\*@db") as refused:
+        Settings.load({"stabilize_database_url": ["postgresql://shop:hunter2@db/shop"]}, {})
+    assert "hunter2" not in str(refused.value)
+
+
 def test_both_styles_of_celery_configuration() -> None:
     class Django:
         CELERY_STABILIZE_LEASE = 9.0

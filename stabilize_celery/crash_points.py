@@ -4,6 +4,8 @@ Each is a moment between two effects, at which some of what a step does has happ
 :func:`reach` does nothing.  Tests of real processes set ``STABILIZE_CRASH_AT`` to a name and
 ``STABILIZE_CRASH_ONCE`` to a file: the first process that gets there makes the file and is killed by SIGKILL.  The
 simulator installs a function of its own with :func:`watching`.
+
+``STABILIZE_CRASH_AT=message.handled:3`` is the third arrival, counted over all processes that share the file.
 """
 
 from __future__ import annotations
@@ -52,27 +54,38 @@ def watching(watcher: Callable[[str], None]) -> Iterator[None]:
         _watcher = before
 
 
-def _die_at(point: str, once: str | None) -> Callable[[str], None]:
+def _die_at(point: str, arrival: int, once: str | None) -> Callable[[str], None]:
     def watcher(reached: str) -> None:
-        if reached != point:
-            return
-        if once is not None:
-            try:
-                os.close(os.open(once, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            except FileExistsError:
-                return
-        os.kill(os.getpid(), signal.SIGKILL)
+        if reached == point and (once is None or _arrive(once) == arrival):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     return watcher
 
 
+def _arrive(counter: str) -> int:
+    """Count one arrival in a file shared by processes; returns which it is."""
+    descriptor = os.open(counter, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+    try:
+        os.write(descriptor, b".")
+        # Where this process's own byte ended, whatever others have appended since.
+        return os.lseek(descriptor, 0, os.SEEK_CUR)
+    finally:
+        os.close(descriptor)
+
+
 def _from_environment() -> Callable[[str], None] | None:
-    point = os.environ.get("STABILIZE_CRASH_AT")
+    point, _, arrival = os.environ.get("STABILIZE_CRASH_AT", "").partition(":")
     if not point:
         return None
     if point not in POINTS:
         raise ValueError(f"STABILIZE_CRASH_AT={point!r} is no crash point; there are {', '.join(POINTS)}")
-    return _die_at(point, os.environ.get("STABILIZE_CRASH_ONCE"))
+    once = os.environ.get("STABILIZE_CRASH_ONCE")
+    if arrival and (once is None or not arrival.isdecimal() or int(arrival) < 1):
+        raise ValueError(
+            f"STABILIZE_CRASH_AT={point}:{arrival}: after the colon stands a number from 1, and "
+            "STABILIZE_CRASH_ONCE names the file in which arrivals are counted"
+        )
+    return _die_at(point, int(arrival or 1), once)
 
 
 _watcher = _from_environment()

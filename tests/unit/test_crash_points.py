@@ -56,3 +56,14 @@ def test_a_process_dies_there_once(tmp_path):
 def test_an_unknown_point_is_refused(tmp_path):
     answer = _process(tmp_path, "nowhere")
     assert "STABILIZE_CRASH_AT='nowhere' is no crash point" in answer.stderr
+
+
+def test_a_process_dies_at_the_arrival_that_is_named(tmp_path):
+    codes = [_process(tmp_path, "task.claimed:3").returncode for _ in range(5)]
+    assert codes == [0, 0, -signal.SIGKILL, 0, 0]
+
+
+@pytest.mark.parametrize("arrival", ["0", "-1", "last"])
+def test_an_arrival_that_never_comes_is_refused(tmp_path, arrival):
+    answer = _process(tmp_path, f"task.claimed:{arrival}")
+    assert f"STABILIZE_CRASH_AT=task.claimed:{arrival}: after the colon stands a number" in answer.stderr

@@ -239,8 +239,8 @@ class Stabilize(Control, Nesting):
 
         Args:
             workflow: a new one; its object is not changed by what happens later, ask :meth:`WorkflowRun.workflow`.
-            connection: a SQLAlchemy connection or session whose transaction is joined: nothing happens unless the
-                caller commits.
+            connection: a SQLAlchemy connection or session, or the alias of a Django database, whose transaction is
+                joined: nothing happens unless the caller commits.
             dedup_key: a second start with the same application and key returns the run that exists.
 
         Raises:
@@ -256,6 +256,7 @@ class Stabilize(Control, Nesting):
         return self._start(list(workflows), connection) if workflows else []
 
     def _start(self, workflows: list[Workflow], connection: Any) -> list[WorkflowRun]:
+        from stabilize_celery.persistence.joining import joined
         from stabilize_celery.persistence.starting import insert_started
 
         for workflow in workflows:
@@ -269,8 +270,9 @@ class Stabilize(Control, Nesting):
             )
             for workflow in workflows
         }
-        ids, sent = insert_started(self.store, workflows, rows, connection, self._publish)
-        if connection is None:
+        transaction = joined(connection, self.store)
+        ids, sent = insert_started(self.store, workflows, rows, transaction, self._publish)
+        if transaction is None:
             reach("start.committed")
             self._publish([outgoing(row) for row in sent])
         return [WorkflowRun(self, workflow_id) for workflow_id in ids]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, event, func, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, insert, select
 
 from stabilize_celery.crash_points import reach
-from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.database import missing_tables_explained
+from stabilize_celery.persistence.joining import Executor, Joined
 from stabilize_celery.persistence.outbox import Outgoing, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import messages
@@ -21,7 +20,7 @@ def insert_started(
     store: WorkflowStore,
     workflows: list[Workflow],
     rows: Mapping[str, dict[str, Any]],
-    connection: Any,
+    transaction: Joined | None,
     publish: Callable[[list[Outgoing]], None],
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Insert workflows and the messages that start them.
@@ -30,41 +29,28 @@ def insert_started(
         store: where to.
         workflows: the workflows; one whose application and dedup_key are known already is not inserted.
         rows: the StartWorkflow row of each, by workflow id.
-        connection: the caller's SQLAlchemy connection or session, or ``None``.
+        transaction: the caller's, or ``None`` for one of its own.
         publish: called after the caller's commit with what is to be sent.
 
     Returns:
         The ids of the runs, in order, and the message rows that were written.
     """
-    if connection is None:
+    if transaction is None:
         with store.database.begin() as own:
             written_alone = _insert(store, own, workflows, rows)
             reach("start.written")
             return written_alone
-    joined = _as_connection(connection)
-    with missing_tables_explained(store.database.name):
-        ids, written = _insert(store, joined, workflows, rows)
-    ready = [outgoing(row) for row in written]
-    if isinstance(connection, Session):
-        event.listen(connection, "after_commit", lambda _session: publish(ready), once=True)
-    else:
-        event.listen(joined, "commit", lambda _connection: publish(ready), once=True)
+    with missing_tables_explained(store.database.name), transaction.writing() as theirs:
+        ids, written = _insert(store, theirs, workflows, rows)
+    if written:
+        ready = [outgoing(row) for row in written]
+        transaction.after_commit(lambda: publish(ready))
     return ids, written
-
-
-def _as_connection(connection: Any) -> Connection:
-    if isinstance(connection, Session):
-        return connection.connection()
-    if isinstance(connection, Connection):
-        return connection
-    raise ConfigurationError(
-        f"connection= takes a SQLAlchemy Connection or Session, not {type(connection).__name__}"
-    )
 
 
 def _insert(
     store: WorkflowStore,
-    connection: Connection,
+    connection: Executor,
     workflows: list[Workflow],
     rows: Mapping[str, dict[str, Any]],
 ) -> tuple[list[str], list[dict[str, Any]]]:
@@ -87,7 +73,7 @@ def _insert(
     return ids, [rows[workflow.id] for workflow in new]
 
 
-def _lock_keys(connection: Connection, workflows: list[Workflow]) -> None:
+def _lock_keys(connection: Executor, workflows: list[Workflow]) -> None:
     """Until the transaction ends nobody else starts with these keys: whether a start counts is known only then."""
     if connection.dialect.name != "postgresql":
         return

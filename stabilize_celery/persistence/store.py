@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
@@ -16,6 +16,7 @@ from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
 from stabilize_celery.persistence.handover_store import HandOverStore
+from stabilize_celery.persistence.joining import Executor
 from stabilize_celery.persistence.message_store import MessageStore
 from stabilize_celery.persistence.tables import (
     edges,
@@ -47,7 +48,7 @@ class WorkflowStore(MessageStore, HandOverStore):
             if known is None:
                 self.insert_workflows(connection, [workflow])
 
-    def insert_workflows(self, connection: Connection, many: Sequence[Workflow]) -> None:
+    def insert_workflows(self, connection: Executor, many: Sequence[Workflow]) -> None:
         """Insert new workflows with their stages and edges.
 
         Raises:
@@ -68,7 +69,7 @@ class WorkflowStore(MessageStore, HandOverStore):
         if graph:
             connection.execute(insert(edges), graph)
 
-    def find_dedup(self, connection: Connection, application: str, key: str) -> str | None:
+    def find_dedup(self, connection: Executor, application: str, key: str) -> str | None:
         """The id of the execution that was started with this key."""
         found = select(workflows.c.id).where(
             workflows.c.application == application, workflows.c.dedup_key == key

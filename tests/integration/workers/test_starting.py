@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, func, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from stabilize_celery import Stabilize, Workflow, WorkflowRun
 from stabilize_celery import WorkflowStatus as S
@@ -249,3 +252,94 @@ def test_keys_count_among_many_too(stabilize: Stabilize, database: Engine) -> No
 
     assert runs[0] == runs[2] != runs[1]
     assert counts(database)[1] == 2
+
+
+def test_messages_are_sent_when_their_rows_can_be_seen(stabilize: Stabilize, database: Engine) -> None:
+    """A worker that is told of a row before the commit finds none, and hears of it again only much later."""
+    seen: list[int] = []
+    publish = stabilize.publisher.publish
+
+    def look_and_publish(outgoing: list) -> None:
+        seen.append(counts(database)[2])
+        publish(outgoing)
+
+    stabilize.publisher.publish = look_and_publish
+    with database.begin() as connection:
+        stabilize.start(order(), connection=connection)
+        stabilize.start(order(), connection=connection)
+    with Session(database) as session:
+        stabilize.start(order(), connection=session)
+        with session.begin_nested():
+            session.execute(orders.insert())
+        assert seen == [2, 2]
+        session.commit()
+
+    assert seen == [2, 2, 3]
+
+
+def test_a_commit_that_fails_is_the_callers_error_and_sends_nothing(
+    stabilize: Stabilize, database: Engine
+) -> None:
+    """A constraint that is checked at the commit."""
+    with database.begin() as connection:
+        connection.execute(text("CREATE TABLE late (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)"))
+
+    def start() -> None:
+        with database.begin() as connection:
+            connection.execute(text("INSERT INTO late VALUES (1), (1)"))
+            stabilize.start(order(), connection=connection)
+
+    with pytest.raises(IntegrityError):
+        start()
+
+    assert not stabilize.publisher.ready
+    assert counts(database) == (0, 0, 0)
+
+
+def test_scoped_sessions_are_sessions(stabilize: Stabilize, database: Engine) -> None:
+    session = scoped_session(sessionmaker(database))
+    run = stabilize.start(order(), connection=session)
+    assert not is_known(run)
+    session.commit()
+    session.remove()
+    assert is_known(run)
+
+
+def test_a_session_within_a_transaction_of_tests_sends_nothing(
+    stabilize: Stabilize, database: Engine
+) -> None:
+    """The usual way to test with a session: its commits release savepoints of a transaction that is rolled back."""
+    with database.connect() as connection:
+        outer = connection.begin()
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            stabilize.start(order(), connection=session)
+            session.commit()
+            assert not stabilize.publisher.ready
+        outer.rollback()
+    assert counts(database) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("which", ["AsyncConnection", "AsyncSession"])
+def test_asynchronous_transactions_are_joined_with_run_sync(
+    stabilize: Stabilize, database: Engine, postgres_url: str, which: str
+) -> None:
+    async def go(ends: str) -> WorkflowRun:
+        engine = create_async_engine(postgres_url)
+        opened = engine.connect() if which == "AsyncConnection" else AsyncSession(engine)
+        async with opened as connection:
+            with pytest.raises(ConfigurationError, match="run_sync"):
+                stabilize.start(order(), connection=connection)
+            run = await connection.run_sync(lambda sync: stabilize.start(order(), connection=sync))
+            await connection.execute(orders.insert())
+            assert not stabilize.publisher.ready
+            await getattr(connection, ends)()
+        await engine.dispose()
+        return run
+
+    lost = asyncio.run(go("rollback"))
+    assert counts(database) == (0, 0, 0)
+    kept = asyncio.run(go("commit"))
+    assert len(stabilize.publisher.ready) == 1
+    assert counts(database) == (1, 1, 1)
+    assert is_known(kept)
+    assert not is_known(lost)

@@ -13,6 +13,7 @@ missing=()
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
 compgen -G '/usr/lib/rabbitmq/*/rabbitmq-server' >/dev/null ||
     command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server)
+[[ -x /usr/sbin/pgbouncer ]] || command -v pgbouncer >/dev/null || missing+=(pgbouncer)
 
 if [[ ${#missing[@]} -eq 0 || "$(id -u)" -ne 0 ]] || ! command -v apt-get >/dev/null; then
     exit 0

@@ -27,6 +27,7 @@ _COMMANDS = {
     "validate": "files",
     "graph": "files",
     "migrate": "migrating",
+    "doctor": "doctor",
 }
 
 

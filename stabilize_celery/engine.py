@@ -23,7 +23,7 @@ from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.nesting import Nesting
-from stabilize_celery.observe import Observer
+from stabilize_celery.observe import Observer, Observers
 from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
@@ -62,7 +62,7 @@ class Stabilize(Control, Nesting):
         register_builtin_tasks(self.registry)
         self.builders = StageDefinitionBuilderFactory(fallback=global_factory())
         #: Told every transition after its commit; see :meth:`observe`.
-        self.observers: list[Observer] = []
+        self.observers = Observers()
         self._enable_nesting()
         self.registry.mark_builtin()
         self._settings: Settings | None = None

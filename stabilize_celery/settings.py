@@ -7,7 +7,7 @@ Celery apps set them as ``stabilize_<name>`` keys of their configuration; Django
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -16,6 +16,15 @@ from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.redaction import DEFAULT_KEYS, redact
 
 PREFIX = "stabilize_"
+#: Given what is set by its plain name, the values of more settings.
+Source = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+_sources: list[Source] = []
+
+
+def add_source(source: Source) -> None:
+    """Ask ``source`` for what neither the configuration nor the environment says; adding it twice changes nothing."""
+    if source not in _sources:
+        _sources.append(source)
 
 
 def _split(value: Any) -> Any:
@@ -33,6 +42,10 @@ class Settings(BaseModel):
 
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the database that holds the workflows."
+    )
+    django_alias: str = Field(
+        "default",
+        description="Django projects: the alias in DATABASES of the database that holds the workflows, if there is no URL.",
     )
     database_pool_size: int = Field(5, ge=1, description="Connections kept open per process.")
     database_prepare: bool = Field(True, description="Prepare statements; off behind PgBouncer before 1.21.")
@@ -115,6 +128,8 @@ class Settings(BaseModel):
         )
         if unknown:
             raise ConfigurationError(f"there is no setting {', '.join(unknown)}")
+        for source in _sources:
+            chosen = {**source(chosen), **chosen}
         return cls.of(**chosen)
 
     @classmethod

@@ -61,6 +61,27 @@ class Transition:
 Observer = Callable[[Sequence[Transition]], None]
 
 
+#: Told by every engine of this process, besides each engine's own.
+everywhere: list[Observer] = []
+
+
+class Observers(Sequence[Observer]):
+    """Those of one engine, and those of every engine of this process."""
+
+    def __init__(self) -> None:
+        self._own: list[Observer] = []
+
+    def append(self, observer: Observer) -> None:
+        """One more for this engine."""
+        self._own.append(observer)
+
+    def __len__(self) -> int:
+        return len(everywhere) + len(self._own)
+
+    def __getitem__(self, index: Any) -> Any:
+        return (*everywhere, *self._own)[index]
+
+
 def transition_of(row: dict[str, Any], workflow: Workflow | None, stage: StageExecution | None) -> Transition:
     """The transition a row of the history stands for."""
     task = None if stage is None or row["task_id"] is None else stage.task_by_id(row["task_id"])

@@ -40,7 +40,7 @@ def insert_started(
             written_alone = _insert(store, own, workflows, rows)
             reach("start.written")
             return written_alone
-    with missing_tables_explained(store.database.name), transaction.writing() as theirs:
+    with transaction.writing() as theirs, missing_tables_explained(store.database.name):
         ids, written = _insert(store, theirs, workflows, rows)
     if written:
         ready = [outgoing(row) for row in written]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from stabilize_celery import Stabilize, StageExecution, Workflow
+from stabilize_celery import Stabilize, StageExecution, Workflow, observe
 from stabilize_celery import WorkflowStatus as S
 from stabilize_celery.observe import Transition
 
@@ -113,3 +113,13 @@ def test_an_observer_that_fails_keeps_nobody_from_going_on(
     assert run.status is S.SUCCEEDED
     assert told[-1].ends_workflow
     assert "an observer's own" in caplog.text
+
+
+def test_observers_of_every_engine_are_told_by_each(
+    told: list[Transition], stabilize: Stabilize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everywhere: list[Transition] = []
+    monkeypatch.setattr(observe, "everywhere", [everywhere.extend])
+    stabilize.run(chain())
+
+    assert everywhere == told

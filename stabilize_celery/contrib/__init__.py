@@ -1,0 +1,1 @@
+"""Integrations with other projects; each imports that project, and nothing else imports them."""

@@ -15,6 +15,7 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
 from stabilize_celery.persistence.base import BaseStore
+from stabilize_celery.persistence.statements import row_of
 from stabilize_celery.persistence.views import read_inherited
 
 
@@ -49,10 +50,10 @@ class LeaseStore(BaseStore):
             "lease_end": now + timedelta(seconds=lease),
         }
         with self.database.autocommit() as connection:
-            claimed = connection.execute(statement, parameters).one_or_none()
+            claimed = row_of(connection, statement, parameters)
             if claimed is None:
                 return None
-            found = Claimed(dict(claimed._mapping))
+            found = Claimed(claimed)
             self._read_for_running(connection, found)
             return found
 
@@ -81,12 +82,10 @@ class LeaseStore(BaseStore):
     def _read_stage(
         self, connection: Connection, stage_id: str
     ) -> tuple[StageExecution | None, Workflow | None]:
-        row = connection.execute(queries.read_stage_whole, {"stage_id": stage_id}).one_or_none()
+        row = row_of(connection, queries.read_stage_whole, {"stage_id": stage_id})
         if row is None:
             return None, None
-        return rows.stage_from_row(dict(row._mapping)), rows.workflow_from_row(
-            queries.whole_header_of(row._mapping)
-        )
+        return rows.stage_from_row(row), rows.workflow_from_row(queries.whole_header_of(row))
 
     def heartbeat(self, leases: Mapping[str, int], lease: float) -> dict[str, str | None]:
         """Renew leases, given as message id -> fencing token.
@@ -98,9 +97,11 @@ class LeaseStore(BaseStore):
         end = self.now() + timedelta(seconds=lease)
         with self.database.autocommit() as connection:
             for message_id, token in leases.items():
-                row = connection.execute(
-                    queries.renew_lease, {"message_id": message_id, "token": token, "lease_end": end}
-                ).one_or_none()
+                row = row_of(
+                    connection,
+                    queries.renew_lease,
+                    {"message_id": message_id, "token": token, "lease_end": end},
+                )
                 if row is not None:
-                    held[message_id] = row.cancel
+                    held[message_id] = row["cancel"]
         return held

@@ -15,6 +15,7 @@ from stabilize_celery.persistence import queries
 from stabilize_celery.persistence.base import BaseStore
 from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.outbox import message_of
+from stabilize_celery.persistence.statements import insert_rows, row_of, rows_of, write
 from stabilize_celery.persistence.tables import dead_letters, messages
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.tasks.outcome import Attempt
@@ -30,10 +31,10 @@ class MessageStore(BaseStore):
     def insert_messages(self, new: list[dict[str, Any]], connection: Connection | None = None) -> None:
         """Write message rows, in the caller's transaction if there is one."""
         if connection is not None:
-            connection.execute(insert(messages), new)
+            insert_rows(connection, messages, new)
             return
         with self.database.begin() as own:
-            own.execute(insert(messages), new)
+            insert_rows(own, messages, new)
 
     @contextmanager
     def take(
@@ -65,20 +66,21 @@ class MessageStore(BaseStore):
         else:
             statement, parameters = self.queries.settle, {"message_id": message_id, "token": token}
         with self.database.begin() as connection:
-            taken = connection.execute(statement, parameters).one_or_none()
-            if taken is None:
+            row = row_of(connection, statement, parameters)
+            if row is None:
                 yield None
                 return
-            row = dict(taken._mapping)
             unit = UnitOfWork(
                 connection,
-                now,
+                # It may have waited at the gate.
+                self.now(),
                 surroundings,
                 row=row,
                 message=message_of(row),
                 inline=inline,
                 attempt=attempt,
             )
+            unit.clock = self.now
             reach("message.taken")
             yield unit
             reach("message.handled")
@@ -142,10 +144,10 @@ class MessageStore(BaseStore):
         """
         now = self.now()
         with self.database.begin() as connection:
-            found = connection.execute(queries.lock_due, {"now": now, "most": limit}).all()
-            taken = [dict(row._mapping) for row in found]
+            taken = rows_of(connection, queries.lock_due, {"now": now, "most": limit})
             if taken:
-                connection.execute(
+                write(
+                    connection,
                     queries.mark_sent,
                     [
                         {
@@ -175,8 +177,9 @@ class MessageStore(BaseStore):
     def next_due(self) -> datetime | None:
         """When the relay has something to send next."""
         with self.database.autocommit() as connection:
-            result: datetime | None = connection.execute(select(func.min(messages.c.send_at))).scalar()
-            return result
+            row = row_of(connection, queries.read_next_due, {})
+            assert row is not None
+            return row["send_at"]
 
     def count_messages(self) -> int:
         """How many messages are not finished."""

@@ -379,6 +379,9 @@ read_due = (
     .limit(bindparam("most"))
 )
 
+#: When the relay has something to send next.
+read_next_due = select(func.min(messages.c.send_at).label("send_at"))
+
 #: The same, for one of several relays.
 lock_due = read_due.with_for_update(skip_locked=True)
 

@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries
+from stabilize_celery.persistence.statements import row_of
 from stabilize_celery.persistence.tables import slots
 
 
@@ -43,7 +44,7 @@ class LockedSlots:
 def lock_slots(connection: Connection, config_id: str) -> LockedSlots:
     """Lock the row of a configuration, making it if it is the first time."""
     parameters = {"config_id": config_id}
-    row = connection.execute(queries.lock_slots, parameters).one_or_none()
+    row = row_of(connection, queries.lock_slots, parameters)
     if row is None:
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         connection.execute(
@@ -51,7 +52,10 @@ def lock_slots(connection: Connection, config_id: str) -> LockedSlots:
             .values(pipeline_config_id=config_id, max_concurrent=None, keep_waiting=True, set_by="")
             .on_conflict_do_nothing()
         )
-        row = connection.execute(queries.lock_slots, parameters).one()
+        row = row_of(connection, queries.lock_slots, parameters)
+        assert row is not None
     # Counted after the lock is held, in a statement of its own, so that what others committed before is seen.
     taken = connection.execute(queries.count_slots, parameters).scalar_one()
-    return LockedSlots(connection, config_id, taken, row.max_concurrent, row.keep_waiting, row.set_by or "")
+    return LockedSlots(
+        connection, config_id, taken, row["max_concurrent"], row["keep_waiting"], row["set_by"] or ""
+    )

@@ -12,6 +12,7 @@ from stabilize_celery.context.sources import producers
 from stabilize_celery.context.view import inherited_values
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.persistence import queries
+from stabilize_celery.persistence.statements import rows_of
 
 
 def read_inherited(
@@ -34,18 +35,19 @@ def read_outputs(connection: Connection, stage_ids: Iterable[str]) -> dict[str, 
     found: dict[str, dict[str, Any]] = {}
     for batch in queries.chunks(sorted(stage_ids)):
         if len(batch) == 1:
-            rows = connection.execute(queries.read_one_output, {"stage_id": batch[0]})
+            rows = rows_of(connection, queries.read_one_output, {"stage_id": batch[0]})
+            found.update((row["id"], row["outputs"]) for row in rows)
         else:
-            rows = connection.execute(queries.read_outputs, {"stage_ids": batch})
-        found.update((row.id, row.outputs) for row in rows)
+            many = connection.execute(queries.read_outputs, {"stage_ids": batch})
+            found.update((row.id, row.outputs) for row in many)
     return found
 
 
 def _reduced(connection: Connection, stage: StageExecution) -> dict[str, list[Any]]:
     values: dict[str, list[Any]] = defaultdict(list)
-    rows = connection.execute(queries.read_upstream_outputs, {"stage_id": stage.id}).all()
-    for row in sorted(rows, key=lambda row: row.rank):
+    rows = rows_of(connection, queries.read_upstream_outputs, {"stage_id": stage.id})
+    for row in sorted(rows, key=lambda row: list(row["rank"])):
         for key in stage.output_reducers:
-            if key in row.outputs:
-                values[key].append(row.outputs[key])
+            if key in row["outputs"]:
+                values[key].append(row["outputs"][key])
     return dict(values)

@@ -1,0 +1,165 @@
+"""Running the statements of the hot path.
+
+SQLAlchemy builds every statement, once.  Running one through it costs several times what the driver needs, for a
+generality that is not wanted here: results are plain dictionaries, parameters are those the statement names.  So a
+statement is compiled once per dialect, with its types' own conversions, and then given to the driver as text.  Errors
+are SQLAlchemy's, and its events see every statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Executable, Table, insert
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.compiler import SQLCompiler
+
+Parameters = Mapping[str, Any]
+Rows = list[dict[str, Any]]
+_Convert = Callable[[Any], Any]
+
+
+class _Prepared:
+    """A statement as text for one dialect, with what turns parameters and results into what the driver takes."""
+
+    __slots__ = ("_names", "_parameters", "_positions", "_results", "_statement", "_static", "sql")
+
+    def __init__(self, statement: Any, dialect: Dialect, column_keys: Sequence[str] | None = None) -> None:
+        compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=column_keys)
+        self._statement = statement  # kept: its id is the key of the cache
+        self.sql = str(compiled)
+        self._static: dict[str, Any] = {}
+        parameters: dict[str, tuple[str, _Convert | None]] = {}
+        for bind, key in compiled.bind_names.items():
+            name = compiled.escaped_bind_names.get(key, key)
+            convert: _Convert | None = bind.type.dialect_impl(dialect).bind_processor(dialect)
+            if bind.required:
+                parameters[name] = (bind.key, convert)
+            else:
+                value = bind.effective_value
+                self._static[name] = value if convert is None else convert(value)
+        self._parameters = [(name, *rest) for name, rest in parameters.items()]
+        self._positions = tuple(compiled.positiontup or ()) if compiled.positional else None
+        columns: Iterable[Any] = getattr(statement, "exported_columns", ())
+        self._results = [
+            (column.key, column.type.dialect_impl(dialect).result_processor(dialect, None))
+            for column in columns
+        ]
+        self._names = [name for name, _ in self._results]
+
+    def bind(self, given: Parameters) -> Any:
+        values = dict(self._static)
+        for name, key, convert in self._parameters:
+            value = given[key]
+            values[name] = value if convert is None else convert(value)
+        return values if self._positions is None else tuple(values[name] for name in self._positions)
+
+    def rows(self, found: Iterable[Sequence[Any]]) -> Rows:
+        conversions = [(i, name, convert) for i, (name, convert) in enumerate(self._results) if convert]
+        rows = []
+        for values in found:
+            row = dict(zip(self._names, values, strict=True))
+            for i, name, convert in conversions:
+                if values[i] is not None:
+                    row[name] = convert(values[i])
+            rows.append(row)
+        return rows
+
+
+_prepared: dict[tuple[Any, ...], _Prepared] = {}
+
+
+def _prepare(statement: Any, dialect: Dialect) -> _Prepared:
+    key = (id(statement), dialect.name)
+    found = _prepared.get(key)
+    if found is None:
+        found = _prepared[key] = _Prepared(statement, dialect)
+    return found
+
+
+def _prepare_insert(table: Table, keys: Sequence[str], dialect: Dialect) -> _Prepared:
+    key = (table.name, tuple(keys), dialect.name)
+    found = _prepared.get(key)
+    if found is None:
+        found = _prepared[key] = _Prepared(insert(table), dialect, keys)
+    return found
+
+
+def rows_of(connection: Connection, statement: Executable, parameters: Parameters) -> Rows:
+    """Run a statement and return its rows.
+
+    Args:
+        connection: where to.
+        statement: one that lives as long as the process, without expanding parameters.
+        parameters: a value for each parameter it names.
+
+    Raises:
+        DBAPIError: as SQLAlchemy raises it.
+    """
+    prepared = _prepare(statement, connection.dialect)
+    return prepared.rows(_run(connection, prepared.sql, prepared.bind(parameters)).fetchall())
+
+
+def row_of(connection: Connection, statement: Executable, parameters: Parameters) -> dict[str, Any] | None:
+    """Run a statement that has at most one row, and return it."""
+    found = rows_of(connection, statement, parameters)
+    return found[0] if found else None
+
+
+def write(connection: Connection, statement: Executable, parameters: Sequence[Parameters]) -> None:
+    """Run a statement without a result, once for each of ``parameters``, in one round trip."""
+    prepared = _prepare(statement, connection.dialect)
+    _write(connection, prepared, parameters)
+
+
+def insert_rows(connection: Connection, table: Table, rows: Sequence[Parameters]) -> None:
+    """Insert rows, all with the same columns."""
+    if rows:
+        prepared = _prepare_insert(table, list(rows[0]), connection.dialect)
+        _write(connection, prepared, rows)
+
+
+def _write(connection: Connection, prepared: _Prepared, parameters: Sequence[Parameters]) -> None:
+    bound = [prepared.bind(each) for each in parameters]
+    if len(bound) == 1:
+        _run(connection, prepared.sql, bound[0])
+    elif bound:
+        _run(connection, prepared.sql, bound, many=True)
+
+
+def _run(connection: Connection, sql: str, bound: Any, many: bool = False) -> Any:
+    pooled: Any = connection.connection
+    cursor = pooled.driver_connection.cursor()
+    for listener in connection.dispatch.before_cursor_execute:
+        listener(connection, cursor, sql, bound, None, many)
+    try:
+        if many:
+            cursor.executemany(sql, bound)
+        else:
+            cursor.execute(sql, bound)
+    except Exception as error:
+        raise _explained(connection, cursor, sql, error) from error
+    return cursor
+
+
+def _explained(connection: Connection, cursor: Any, sql: str, error: Exception) -> Exception:
+    """The error as SQLAlchemy would raise it; a connection that is lost is given up."""
+    dialect = connection.dialect
+    driver: Any = dialect.dbapi
+    if not isinstance(error, driver.Error):
+        return error
+    lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, cursor)
+    if lost:
+        connection.invalidate(error)
+    explained: Exception = DBAPIError.instance(
+        sql,
+        None,
+        error,
+        driver.Error,
+        hide_parameters=True,
+        connection_invalidated=lost,
+        dialect=dialect,
+    )
+    return explained

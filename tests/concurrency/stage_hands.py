@@ -62,11 +62,19 @@ def _note_backend(connection: Any) -> None:
 class Contender:
     """One transaction, or several after each other, in a thread of its own."""
 
-    def __init__(self, scene: Scene, engine: Stabilize, action: Action, hold_at: str | None) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        engine: Stabilize,
+        action: Action,
+        hold_at: str | None,
+        fails_with: BaseException | None = None,
+    ) -> None:
         self._scene = scene
         self._engine = engine
         self._action = action
         self._hold_at = hold_at
+        self._fails_with = fails_with
         self._go = threading.Event()
         self.held = threading.Event()
         self.backend: int | None = None
@@ -87,6 +95,8 @@ class Contender:
         """Called by the thread itself at every crash point."""
         if point == self._hold_at and not self._go.is_set():
             self.hold()
+            if self._fails_with is not None:
+                raise self._fails_with
 
     def hold(self) -> None:
         """Called by the thread itself: wait here until the test lets it go."""
@@ -187,10 +197,16 @@ class Scene:
 
     # ------------------------------------------------------------------ the moment
 
-    def contender(self, action: Action, hold_at: str | None = None, **settings: Any) -> Contender:
-        """Begin something in a thread with connections of its own."""
-        engine = self._stack.enter_context(engine_on(self._url, **settings))
-        return Contender(self, engine, action, hold_at)
+    def contender(
+        self, action: Action, hold_at: str | None = None, fails_with: BaseException | None = None
+    ) -> Contender:
+        """Begin something in a thread with connections of its own; where it is held it can be made to fail."""
+        engine = self._stack.enter_context(engine_on(self._url))
+        return Contender(self, engine, action, hold_at, fails_with)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait for what another thread does."""
+        wait_until(condition, PATIENCE, "what another thread does")
 
     def collide(self, first: Action, second: Action, at: str = HANDLED) -> tuple[Contender, Contender]:
         """Hold one transaction, let another run into it until it waits or has ended, then let both end."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from stabilize_celery.dag.validation import validate_workflow
 from stabilize_celery.errors import InvalidWorkflowError, WorkflowFileError
-from stabilize_celery.files.convert import to_workflow, workflow_to_dict
+from stabilize_celery.files.convert import place_of_type, to_workflow, workflow_to_dict
 from stabilize_celery.files.document import Document, read_json, read_text, read_yaml
 from stabilize_celery.files.places import Place, file_error
 from stabilize_celery.files.schema import read_form
@@ -33,6 +33,16 @@ class WorkflowFile:
     workflow: Workflow
     #: A Python file as the module it is, which may define more than the workflow.
     module: ModuleType | None = None
+    #: The data of a YAML or JSON file.
+    document: Document | None = None
+
+    def error_of_type(self, stage_ref: str, task_type: str, problem: str) -> WorkflowFileError:
+        """An error about the type of a stage or of one of its tasks, at its place."""
+        if self.document is None:
+            return file_error(self.path, problem)
+        refs = [stage.ref_id for stage in self.workflow.top_level_stages()]
+        index = refs.index(stage_ref)
+        return self.document.error(problem, place_of_type(self.document, index, task_type))
 
 
 def load_workflow(path: str | Path) -> Workflow:
@@ -74,7 +84,7 @@ def read_workflow_file(path: str | Path) -> WorkflowFile:
     if suffix not in _READERS:
         raise file_error(path, "a workflow file ends in .py, .yaml, .yml or .json")
     document = _READERS[suffix](path)
-    return WorkflowFile(path, to_workflow(document, read_form(document)))
+    return WorkflowFile(path, to_workflow(document, read_form(document)), document=document)
 
 
 def _from_module(path: Path, module: ModuleType) -> Workflow:

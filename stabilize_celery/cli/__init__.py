@@ -26,6 +26,7 @@ _COMMANDS = {
     "signal": "controlling",
     "validate": "files",
     "graph": "files",
+    "schema": "files",
     "migrate": "migrating",
     "doctor": "doctor",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,46 +86,85 @@ def _mapping(file: WorkflowFile, tasks: Any) -> dict[str, Any]:
     return tasks
 
 
-def unknown_types(workflow: Workflow, engine: Stabilize) -> list[str]:
-    """What is said of each stage with a task type that nobody registered."""
+def unknown_types(file: WorkflowFile, engine: Stabilize) -> list[WorkflowFileError]:
+    """What is said of each stage with a task type that nobody registered, at its place."""
     return [
-        f"stage {stage.ref_id}: no task type {task.implementing_class!r} is registered"
-        f"{engine.registry.suggest(task.implementing_class)}"
-        for stage in workflow.stages
+        file.error_of_type(
+            stage.ref_id,
+            task.implementing_class,
+            f"stage {stage.ref_id}: no task type {task.implementing_class!r} is registered"
+            f"{engine.registry.suggest(task.implementing_class)}",
+        )
+        for stage in file.workflow.stages
         for task in stage.tasks
         if not engine.registry.knows(task.implementing_class)
     ]
 
 
-@click.command("validate", cls=EngineCommand, short_help="Check a workflow file.")
-@click.argument("file")
-@click.pass_context
-def validate_command(ctx: click.Context, file: str, as_json: bool) -> None:
-    """Check a workflow file; with -A also that the app knows its task types."""
-    engine = engine_of_app(ctx)
+@dataclass
+class _Checked:
+    """What is known of a file after it was checked."""
+
+    file: str
+    #: Each begins with ``file:line:column`` as far as these are known.
+    problems: list[str]
+    valid: bool = False
+    workflow: Workflow | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        said: dict[str, Any] = {"file": self.file, "valid": self.valid, "problems": self.problems}
+        if self.workflow is not None:
+            told = self.workflow
+            said |= {"application": told.application, "name": told.name, "stages": len(told.stages)}
+        return said
+
+    def show(self) -> None:
+        for problem in self.problems:
+            hint = "" if not self.valid else " here; name the app that knows it with -A"
+            click.secho(f"{problem}{hint}", err=True, fg="yellow" if self.valid else "red")
+        if self.valid and self.workflow is not None:
+            count = f"{len(self.workflow.stages):,} stage{'s' * (len(self.workflow.stages) != 1)}"
+            name = f"{self.workflow.application}/{self.workflow.name}"
+            click.echo(f"{self.file}: {name}, {count}, can be started")
+
+
+def _check(file: str, engine: Stabilize | None) -> _Checked:
     try:
         read = read_file(file)
         known = engine or own_engine(read) or Stabilize()
         brings = bring_tasks(read, known)
     except WorkflowFileError as error:
-        if as_json:
-            print_json({"file": file, "valid": False, "problems": str(error).splitlines()})
-            ctx.exit(1)
-        raise
-    workflow = read.workflow
-    unknown = unknown_types(workflow, known)
-    valid = not (unknown and (brings or engine is not None))
+        return _Checked(file, str(error).splitlines())
+    problems = [str(error) for error in unknown_types(read, known)]
+    valid = not (problems and (brings or engine is not None))
+    return _Checked(file, problems, valid, read.workflow)
+
+
+@click.command("validate", cls=EngineCommand, short_help="Check workflow files.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.pass_context
+def validate_command(ctx: click.Context, files: tuple[str, ...], as_json: bool) -> None:
+    """Check workflow files; with -A also that the app knows their task types.
+
+    Exit code 0 if all of them can be started, 1 if not. With --json one object for one file, a list for several.
+    """
+    engine = engine_of_app(ctx)
+    checked = [_check(file, engine) for file in files]
     if as_json:
-        told = {"application": workflow.application, "name": workflow.name, "stages": len(workflow.stages)}
-        print_json({"file": file, "valid": valid, "problems": unknown, **told})
+        shaped = [each.to_dict() for each in checked]
+        print_json(shaped if len(files) > 1 else shaped[0])
     else:
-        for problem in unknown:
-            hint = "" if not valid else " here; name the app that knows it with -A"
-            click.secho(f"{file}: {problem}{hint}", err=True, fg="yellow" if valid else "red")
-        if valid:
-            count = f"{len(workflow.stages):,} stage{'s' * (len(workflow.stages) != 1)}"
-            click.echo(f"{file}: {workflow.application}/{workflow.name}, {count}, can be started")
-    ctx.exit(0 if valid else 1)
+        for each in checked:
+            each.show()
+    ctx.exit(0 if all(each.valid for each in checked) else 1)
+
+
+@click.command("schema", short_help="Print the JSON Schema of workflow files.")
+def schema_command() -> None:
+    """Print the JSON Schema of workflow files in YAML and JSON, for editors and other programs."""
+    from stabilize_celery.files.json_schema import published_text
+
+    click.echo(published_text(), nl=False)
 
 
 @click.command("graph", cls=EngineCommand, short_help="Draw a workflow as Mermaid or DOT.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from stabilize_celery.errors import CircularDependencyError, InvalidWorkflowError, WorkflowFileError
 from stabilize_celery.files.document import Document
-from stabilize_celery.files.schema import StageForm, WorkflowForm
+from stabilize_celery.files.schema import SPELLINGS, StageForm, WorkflowForm
 from stabilize_celery.jsonable import dumps_json
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
@@ -81,15 +81,54 @@ def _stage(form: StageForm) -> StageExecution:
 
 
 def _refused(document: Document, form: WorkflowForm, failure: InvalidWorkflowError) -> WorkflowFileError:
+    said = str(failure)
     named = failure.stages[0] if isinstance(failure, CircularDependencyError) else None
+    if said.startswith("duplicate_ref:"):
+        refs = [stage.ref for stage in form.stages]
+        again = next(index for index, ref in enumerate(refs) if ref in refs[:index])
+        return document.error(said, place_in_stage(document, again, "ref"))
     for index, stage in enumerate(form.stages):
-        if (
-            stage.ref == named
-            or f"stage {stage.ref}:" in str(failure)
-            or f"stage {stage.ref} " in str(failure)
-        ):
-            return document.error(str(failure), ("stages", index))
-    return document.error(str(failure), ("stages",), at_key=True)
+        if stage.ref == named or f"stage {stage.ref}:" in said or f"stage {stage.ref} " in said:
+            return document.error(said, _guilty(document, form, index, said))
+    if said.startswith(f"workflow {form.name or document.path.stem}: _max_jumps"):
+        return document.error(said, ("context", "_max_jumps"))
+    return document.error(said, ("stages",), at_key=True)
+
+
+def _guilty(document: Document, form: WorkflowForm, index: int, said: str) -> tuple[str | int, ...]:
+    """What of a stage a refusal is about, as far as its words tell."""
+    stage = form.stages[index]
+    if said.startswith(("unknown_ref:", "self_edge:")):
+        known = {other.ref for other in form.stages if other is not stage}
+        wrong = next((n for n, ref in enumerate(stage.requires) if ref not in known), 0)
+        return (*place_in_stage(document, index, "requires"), wrong)
+    for key in stage.output_reducers:
+        if f"output_reducers[{key!r}]" in said:
+            return (*place_in_stage(document, index, "output_reducers"), key)
+    if ": stageEnabled" in said:
+        return (*place_in_stage(document, index, "context"), "stageEnabled", "expression")
+    return ("stages", index)
+
+
+def place_in_stage(document: Document, index: int, key: str) -> tuple[str | int, ...]:
+    """Where the value of a stage's key stands, however the key is spelled."""
+    written = document.data["stages"][index]
+    spelled = next((name for name in (key, *SPELLINGS.get(key, ())) if name in written), key)
+    return ("stages", index, spelled)
+
+
+def place_of_type(document: Document, index: int, task_type: str) -> tuple[str | int, ...]:
+    """Where a stage, or one of its tasks, names a task type."""
+    tasks = document.data["stages"][index].get("tasks")
+    for number, task in enumerate(tasks if isinstance(tasks, list) else ()):
+        if task == task_type:
+            return ("stages", index, "tasks", number)
+        key = next(
+            (key for key in ("type", *SPELLINGS["type"]) if isinstance(task, dict) and key in task), None
+        )
+        if key is not None and task[key] == task_type:
+            return ("stages", index, "tasks", number, key)
+    return ("stages", index, "type")
 
 
 def _config(workflow: Workflow) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from stabilize_celery.files.document import Document
 from stabilize_celery.suggestions import did_you_mean
 
 #: Other spellings of a key, as in Spinnaker's pipelines and in the Python models.
-_SPELLINGS: dict[str, tuple[str, ...]] = {
+SPELLINGS: dict[str, tuple[str, ...]] = {
     "ref": ("refId", "ref_id"),
     "requires": ("requisiteStageRefIds", "requisite_stage_ref_ids"),
     "output_reducers": ("outputReducers",),
@@ -36,7 +36,7 @@ _SPELLINGS: dict[str, tuple[str, ...]] = {
 
 
 def _spelled(name: str) -> AliasChoices:
-    return AliasChoices(name, *_SPELLINGS[name])
+    return AliasChoices(name, *SPELLINGS[name])
 
 
 def _iso_text(value: Any) -> Any:
@@ -66,36 +66,73 @@ class _Form(BaseModel):
 class TaskForm(_Form):
     """A task: its type alone, or a mapping."""
 
-    type: str = Field(validation_alias=_spelled("type"), min_length=1)
-    name: str | None = None
+    type: str = Field(
+        validation_alias=_spelled("type"), min_length=1, description="What runs: a registered task type."
+    )
+    name: str | None = Field(default=None, description="For people; by default its type.")
 
 
 class StageForm(_Form):
     """A stage.  Without ``tasks`` it has one of its own type; ``tasks: []`` leaves them to a builder."""
 
-    ref: str = Field(validation_alias=_spelled("ref"), min_length=1)
-    type: str = Field(min_length=1)
-    name: str | None = None
+    ref: str = Field(
+        validation_alias=_spelled("ref"),
+        min_length=1,
+        description="What other stages call it; unique in the workflow.",
+    )
+    type: str = Field(
+        min_length=1,
+        description="A registered task type or builder, such as shell, python, http, wait or approval.",
+    )
+    name: str | None = Field(default=None, description="For people; by default its ref.")
     requires: Annotated[list[str], BeforeValidator(_listed)] = Field(
-        default_factory=list, validation_alias=_spelled("requires")
+        default_factory=list,
+        validation_alias=_spelled("requires"),
+        description="The refs of the stages that have to end first; one may stand without a list.",
     )
-    context: dict[str, Any] = Field(default_factory=dict)
-    tasks: list[Annotated[TaskForm, BeforeValidator(_typed)]] | None = None
+    context: dict[str, Any] = Field(
+        default_factory=dict, description="Parameters of the stage, and options such as stageEnabled."
+    )
+    tasks: list[Annotated[TaskForm, BeforeValidator(_typed)]] | None = Field(
+        default=None,
+        description="Its tasks, one after the other, if they are not one of the stage's own type.",
+    )
     output_reducers: dict[str, str] = Field(
-        default_factory=dict, validation_alias=_spelled("output_reducers")
+        default_factory=dict,
+        validation_alias=_spelled("output_reducers"),
+        description="How outputs of the same key of several upstream stages are combined, such as sum or collect.",
     )
-    start_time_expiry: Time | None = Field(default=None, validation_alias=_spelled("start_time_expiry"))
+    start_time_expiry: Time | None = Field(
+        default=None,
+        validation_alias=_spelled("start_time_expiry"),
+        description="After this time it is not started any more.",
+    )
 
 
 class ConfigForm(_Form):
     """The limits of the workflow's configuration, under the seeds' names."""
 
-    id: str | None = Field(default=None, validation_alias=_spelled("id"))
-    limitConcurrent: bool = Field(default=False, validation_alias=_spelled("limitConcurrent"))
-    maxConcurrentExecutions: int = Field(
-        default=0, ge=0, validation_alias=_spelled("maxConcurrentExecutions")
+    id: str | None = Field(
+        default=None,
+        validation_alias=_spelled("id"),
+        description="Workflows of the same id share its limits; by default application and name.",
     )
-    keepWaitingPipelines: bool = Field(default=False, validation_alias=_spelled("keepWaitingPipelines"))
+    limitConcurrent: bool = Field(
+        default=False,
+        validation_alias=_spelled("limitConcurrent"),
+        description="Whether only so many run at once.",
+    )
+    maxConcurrentExecutions: int = Field(
+        default=0,
+        ge=0,
+        validation_alias=_spelled("maxConcurrentExecutions"),
+        description="How many run at once.",
+    )
+    keepWaitingPipelines: bool = Field(
+        default=False,
+        validation_alias=_spelled("keepWaitingPipelines"),
+        description="Whether all that wait are kept, or only the newest.",
+    )
 
 
 class TriggerForm(_Form):
@@ -111,12 +148,19 @@ class TriggerForm(_Form):
 class WorkflowForm(_Form):
     """A whole file.  Only ``stages`` has to be there."""
 
-    application: str = "default"
-    name: str | None = None
-    context: dict[str, Any] = Field(default_factory=dict)
+    editor_schema: str | None = Field(
+        default=None, validation_alias="$schema", description="For editors: where this schema is."
+    )
+    application: str = Field(default="default", description="What the workflow belongs to.")
+    name: str | None = Field(default=None, description="By default that of the file.")
+    context: dict[str, Any] = Field(default_factory=dict, description="What every stage may look at.")
     config: ConfigForm | None = Field(default=None, validation_alias=_spelled("config"))
     trigger: TriggerForm = Field(default_factory=TriggerForm)
-    start_time_expiry: Time | None = Field(default=None, validation_alias=_spelled("start_time_expiry"))
+    start_time_expiry: Time | None = Field(
+        default=None,
+        validation_alias=_spelled("start_time_expiry"),
+        description="After this time it is not started any more.",
+    )
     stages: list[StageForm]
 
 
@@ -140,8 +184,12 @@ def read_form(document: Document) -> WorkflowForm:
 
 def _described(document: Document, problem: Any) -> WorkflowFileError:
     """One of pydantic's problems, with its place and in our words."""
-    loc: tuple[str | int, ...] = tuple(part for part in problem["loc"] if part != "[key]")
-    path, kind = _path(loc), problem["type"]
+    loc: tuple[str | int, ...] = problem["loc"]
+    kind = problem["type"]
+    if len(loc) > 1 and loc[-1] == "[key]" and kind != "extra_forbidden":
+        # So pydantic says that the key itself is wrong.
+        loc = loc[:-1]
+    path = _path(loc)
     if kind == "extra_forbidden":
         known = _known_keys(loc[:-1])
         hint = did_you_mean(str(loc[-1]), known) or f"; known are {', '.join(known)}"
@@ -161,7 +209,7 @@ def _known_keys(loc: Sequence[str | int]) -> list[str]:
     """The keys of the form that stands at ``loc``."""
     names = [step for step in loc if isinstance(step, str)]
     form = _FORMS.get(names[-1] if names else "", WorkflowForm)
-    return list(form.model_fields)
+    return [name for name in form.model_fields if name != "editor_schema"]
 
 
 _FORMS: dict[str, type[_Form]] = {

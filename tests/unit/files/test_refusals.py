@@ -83,22 +83,26 @@ def test_yaml_that_is_refused(refusal, text, message) -> None:
     assert refusal(text).startswith(message)
 
 
-def test_what_the_workflow_is_refused_for_is_placed_at_its_stage(refusal) -> None:
+def test_what_the_workflow_is_refused_for_is_shown_at_its_place(refusal) -> None:
     stages = "stages:\n  - {ref: a, type: x}\n  - {ref: ab, type: x, %s}\n"
-    assert refusal(stages % "requires: [c]").startswith("flow.yaml:3:5: unknown_ref: stage ab requires c")
+    assert refusal(stages % "requires: [a, c]").startswith("flow.yaml:3:38: unknown_ref: stage ab requires c")
+    assert refusal(stages % "requisiteStageRefIds: ab").startswith("flow.yaml:3:46: self_edge: stage ab")
+    assert refusal("stages:\n- {ref: a, type: x}\n- refId: a\n  type: x").startswith(
+        "flow.yaml:3:10: duplicate_ref: a occurs more than once"
+    )
     assert refusal(stages % "output_reducers: {k: summ}").startswith(
-        "flow.yaml:3:5: stage ab: output_reducers"
+        "flow.yaml:3:45: stage ab: output_reducers"
     )
     condition = "context: {stageEnabled: {type: expression, expression: f()}}"
     assert refusal(stages % condition).startswith(
-        "flow.yaml:3:5: stage ab: stageEnabled: not a condition, column 1"
+        "flow.yaml:3:79: stage ab: stageEnabled: not a condition, column 1"
     )
     circle = (
         "stages:\n - {ref: a, type: x}\n - {ref: b, type: x, requires: c}\n - {ref: c, type: x, requires: b}"
     )
     assert refusal(circle).startswith("flow.yaml:3:4: stages wait for each other in a circle: b -> c -> b")
     assert refusal("context: {_max_jumps: -1}\nstages: [{ref: a, type: x}]").startswith(
-        "flow.yaml:2:1: workflow flow"
+        "flow.yaml:1:23: workflow flow"
     )
 
 

@@ -19,6 +19,7 @@ from stabilize_celery.delivery.dispatch import Dispatcher, Publisher
 from stabilize_celery.delivery.inline import EmbeddedProcessor, LocalPublisher
 from stabilize_celery.errors import ConfigurationError, TaskNotFoundError, WorkflowTimeoutError
 from stabilize_celery.handlers.registry import default_handlers
+from stabilize_celery.maintenance import Maintenance
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
@@ -49,7 +50,7 @@ def _end_this_process() -> None:
 T = TypeVar("T", bound=TaskSource)
 
 
-class Stabilize(Control, Nesting):
+class Stabilize(Control, Nesting, Maintenance):
     """The workflow engine.
 
     ``Stabilize(app)`` installs it on a Celery app; ``Stabilize()`` and later :meth:`init_app` do the same in two

@@ -129,7 +129,7 @@ class Dispatcher:
                 self._failed(message_id, error)
                 return None
             if unit is not None:
-                self._sent(unit)
+                self.finish(unit)
             return unit
         return None
 
@@ -149,7 +149,8 @@ class Dispatcher:
         handler: Handler[Any] = self.handlers[type(message)]
         handler.handle(message, unit)
 
-    def _sent(self, unit: UnitOfWork) -> None:
+    def finish(self, unit: UnitOfWork) -> None:
+        """After the commit: publish what it sent, and tell observers."""
         reach("message.committed")
         if unit.outgoing:
             self.publisher.publish(unit.outgoing)
@@ -193,4 +194,4 @@ class Dispatcher:
                     cancel_stage(unit, stage, reason, "system")
             end_workflow(unit, workflow, S.TERMINAL, reason, "system")
             unit.flush()
-        self._sent(unit)
+        self.finish(unit)

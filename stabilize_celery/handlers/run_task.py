@@ -6,6 +6,8 @@ its outcome becomes state, once.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from stabilize_celery.handlers.base import Handler, find_task, stage_ids
 from stabilize_celery.handlers.lifecycle import cancel_stage, run_task, transition, update_context, wake
 from stabilize_celery.handlers.unit import Unit
@@ -131,15 +133,16 @@ class RunTaskHandler(Handler[RunTask]):
 
     def _suspend(self, result: TaskResult, unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
         task.suspensions += 1
+        limit = result.suspend_timeout
+        task.waits_until = None if limit is None else unit.now + timedelta(seconds=limit)
         transition(unit, stage, S.SUSPENDED, "waits for a signal", task=task)
         transition(unit, stage, S.SUSPENDED, "waits for a signal")
         kept = unit.next_signal(stage)
         if kept is not None:
             resume_with_signal(unit, stage, task, *kept)
-        elif result.suspend_timeout is not None:
+        elif limit is not None:
             unit.send(
-                ExpireSuspension(**stage_ids(stage), task_id=task.id, suspension=task.suspensions),
-                delay=result.suspend_timeout,
+                ExpireSuspension(**stage_ids(stage), task_id=task.id, suspension=task.suspensions), delay=limit
             )
 
 

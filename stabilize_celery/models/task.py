@@ -46,6 +46,8 @@ class TaskExecution:
     paused_seconds: float = 0.0
     #: How often it has waited for a signal; tells one suspension from the next.
     suspensions: int = 0
+    #: When it stops waiting for a signal; ``None`` if it waits for as long as it takes.
+    waits_until: datetime | None = None
 
     @classmethod
     def create(
@@ -74,5 +76,6 @@ class TaskExecution:
             "paused_at",
             "paused_seconds",
             "suspensions",
+            "waits_until",
         ):
             setattr(self, name, getattr(fresh, name))

@@ -16,7 +16,7 @@ from stabilize_celery.persistence import tables
 
 _DEFAULT_TASK = TaskExecution(id="")
 _TASK_FIELDS = tuple(f.name for f in fields(TaskExecution))
-_TASK_TIMES = ("start_time", "end_time", "paused_at")
+_TASK_TIMES = ("start_time", "end_time", "paused_at", "waits_until")
 _TASK_STATUSES = ("status", "failed_as")
 
 #: Columns of a stage that hold the attribute of the same name.

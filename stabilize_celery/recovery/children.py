@@ -1,0 +1,77 @@
+"""Counting among the synthetic stages of a stage, from their statuses alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from stabilize_celery.dag.topology import topological_order
+from stabilize_celery.models.stage import Phase, StageExecution
+from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.workflow import Workflow
+
+
+def current_phase(stage: StageExecution) -> Phase | None:
+    """The phase whose synthetic stages were planned last; ``None`` if none has any."""
+    planned = [phase for phase, number in stage.planned.items() if number]
+    return Phase(planned[-1]) if planned else None
+
+
+class Family:
+    """The synthetic stages of a workflow, by their parents."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        self.by_id = {stage.id: stage for stage in workflow.stages}
+        self.children: dict[str | None, list[StageExecution]] = defaultdict(list)
+        for stage in workflow.stages:
+            self.children[stage.parent_stage_id].append(stage)
+        self._refs = {
+            parent: {stage.ref_id: stage for stage in siblings} for parent, siblings in self.children.items()
+        }
+
+    def before(self, child: StageExecution) -> list[StageExecution]:
+        """The siblings that a synthetic stage directly requires."""
+        siblings = self._refs[child.parent_stage_id]
+        return [siblings[ref] for ref in child.requisite_stage_ref_ids if ref in siblings]
+
+    def live_children(self, stage: StageExecution) -> list[StageExecution]:
+        """The synthetic stages that have not ended and still can."""
+        return [c for c in self.children.get(stage.id, ()) if not c.status.is_complete and not c.blocked]
+
+    def open_children(self, stage: StageExecution) -> int | None:
+        """What a stage's count of open synthetic stages should be; ``None`` if it has none."""
+        phase = current_phase(stage)
+        if phase is None:
+            return None
+        return sum(child.phase is phase for child in self.live_children(stage))
+
+    def wrong_arrivals(self, child: StageExecution) -> bool:
+        """Whether a synthetic stage that waits cannot be waiting for as many as it says.
+
+        A sibling that ended FAILED_CONTINUE may or may not let others follow: that is up to its context.
+        """
+        before = self.before(child)
+        most = sum(sibling.status not in (S.SUCCEEDED, S.SKIPPED) for sibling in before)
+        least = sum(not sibling.status.is_continuable for sibling in before)
+        stuck = all(sibling.status.is_complete or sibling.blocked for sibling in before)
+        return stuck or not least <= child.open_upstreams <= most
+
+    def arrivals(self, stage: StageExecution) -> dict[str, tuple[int, bool]]:
+        """For each synthetic stage that has not started: for how many it waits, and whether in vain."""
+        children = {child.ref_id: child for child in self.children.get(stage.id, ())}
+        found: dict[str, tuple[int, bool]] = {}
+        blocked: set[str] = set()
+        for ref in topological_order({ref: child.requisite_stage_ref_ids for ref, child in children.items()}):
+            child = children[ref]
+            if child.status is not S.NOT_STARTED:
+                continue
+            before = self.before(child)
+            if any(b.ref_id in blocked or (b.status.is_complete and not _lets_follow(b)) for b in before):
+                blocked.add(ref)
+            found[child.id] = (sum(not _lets_follow(b) for b in before), ref in blocked)
+        return found
+
+
+def _lets_follow(child: StageExecution) -> bool:
+    if child.status is S.FAILED_CONTINUE:
+        return bool(child.own_context.get("allowSiblingStagesToContinueOnFailure"))
+    return child.status.is_continuable

@@ -27,7 +27,13 @@ def stage_ended(unit: Unit, stage: StageExecution) -> None:
 
 def _pass_on(unit: Unit, stage: StageExecution) -> None:
     """Hand a branch on to each stage after this one."""
-    waiting = [following for following in unit.downstream(stage) if waits(following)]
+    waiting = []
+    for following in unit.downstream(stage):
+        if waits(following):
+            waiting.append(following)
+        elif following.blocked and following.status is S.NOT_STARTED:
+            # It can never start, but whoever counts anew must find the same.
+            _arrive(unit, following)
     ready = [following for following in waiting if _arrive(unit, following)]
     start_all(unit, ready)
     swallowed = sum(following.upstream_count - 1 for following in ready)
@@ -78,13 +84,12 @@ def _halt_branch(unit: Unit, stage: StageExecution) -> None:
 def _block_downstream(unit: Unit, stage: StageExecution) -> list[StageExecution]:
     """Mark everything that can never start because of this stage; returns what was marked."""
     blocked: list[StageExecution] = []
-    frontier = [stage]
-    while frontier:
-        for following in unit.downstream(frontier.pop()):
-            if waits(following):
-                unit.change(following, blocked=True)
-                blocked.append(following)
-                frontier.append(following)
+    reached = {stage.ref_id}
+    for following in unit.behind(stage):
+        if waits(following) and not reached.isdisjoint(following.requisite_stage_ref_ids):
+            unit.change(following, blocked=True)
+            blocked.append(following)
+            reached.add(following.ref_id)
     return blocked
 
 

@@ -20,6 +20,7 @@ from stabilize_celery import (
     WorkflowRun,
 )
 from stabilize_celery import WorkflowStatus as S
+from stabilize_celery.dag.branches import recount
 from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.messages import CompleteWorkflow, StartWorkflow
 from stabilize_celery.persistence import tables
@@ -275,3 +276,27 @@ def test_a_restarted_stage_runs_though_another_one_failed_as_well(plain_engine: 
 
     assert statuses(run) == {"a": "SUCCEEDED", "b": "TERMINAL", "c": "SUCCEEDED"}
     assert run.status is S.TERMINAL
+
+
+def test_a_stage_that_can_never_start_still_counts_what_it_waits_for(engine: Stabilize) -> None:
+    """Whoever counts anew, a restart or an audit, finds what was counted while things happened."""
+    engine.registry.register("stop", lambda stage: TaskResult.stopped())
+    run = engine.run(
+        workflow_of(
+            one("stopped", "stop"),
+            one("first"),
+            one("second", "noop", "first"),
+            one("join", "noop", "stopped", "second"),
+            one("held", "hold"),
+        )
+    )
+    assert statuses(run) == {
+        "stopped": "STOPPED",
+        "first": "SUCCEEDED",
+        "second": "SUCCEEDED",
+        "join": "NOT_STARTED",
+        "held": "SUSPENDED",
+    }
+    join = run.workflow().stage_by_ref_id("join")
+    assert recount(run.workflow().top_level_stages()).arrivals[join.id] == (1, True)
+    assert (join.open_upstreams, join.blocked) == (1, True)

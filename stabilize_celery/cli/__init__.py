@@ -28,6 +28,7 @@ _COMMANDS = {
     "graph": "files",
     "schema": "files",
     "migrate": "migrating",
+    "flower": "flower",
     "doctor": "doctor",
 }
 

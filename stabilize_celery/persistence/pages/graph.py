@@ -168,3 +168,12 @@ def page_of_history(
             if last is not None:
                 statement = statement.where(tuple_(*place) > tuple_(*last))
         return [dict(row._mapping) for row in connection.execute(statement)]
+
+
+def check_exists(store: WorkflowStore, workflow_id: str) -> None:
+    """Refuse an id that nobody has.
+
+    Raises:
+        WorkflowNotFoundError: there is none of that id.
+    """
+    store.head(workflow_id)

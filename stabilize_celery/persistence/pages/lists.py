@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, func, literal, or_, select, union_all
 
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
@@ -63,7 +63,7 @@ def count_by_status(store: WorkflowStore, wanted: Filter) -> dict[WorkflowStatus
     """How many workflows there are in each status, up to one more than :data:`MOST_COUNTED`."""
     conditions = _conditions(Filter(wanted.application, wanted.name, None, wanted.search))
 
-    def of(status: WorkflowStatus) -> Select[Any]:
+    def of(status: WorkflowStatus) -> Any:
         some = (
             select(workflows.c.id)
             .where(workflows.c.status == status, *conditions)

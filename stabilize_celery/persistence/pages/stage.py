@@ -102,3 +102,14 @@ def _nodes(connection: Connection, ids: set[str]) -> dict[str, StageExecution]:
 def _about(connection: Connection, table: Table, stage_id: str) -> list[dict[str, Any]]:
     statement = select(table).where(table.c.stage_id == stage_id).order_by(table.c.id).limit(100)
     return [dict(row._mapping) for row in connection.execute(statement)]
+
+
+def ref_id_of(store: WorkflowStore, workflow_id: str, stage_id: str) -> str:
+    """The name under which the engine's controls know a stage.
+
+    Raises:
+        WorkflowNotFoundError: there is no such workflow.
+        StageNotFoundError: the workflow has no such stage.
+    """
+    with reading(store) as connection:
+        return _stage(connection, read_head(connection, store, workflow_id), stage_id).ref_id

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Install the servers the tests start for themselves, when they are missing and we may.
+# Install the servers and the browser the tests start for themselves, when they are missing and we may.
 #
 # Nothing is started here: the tests run private instances of the binaries. Where this script cannot help
 # (not root, not Debian) it does nothing, and the tests say what to install.
 set -euo pipefail
 
-if [[ -n "${STABILIZE_TEST_DATABASE_URL:-}" && -n "${STABILIZE_TEST_BROKER_URL:-}" ]]; then
-    exit 0
-fi
-
 missing=()
-compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
-compgen -G '/usr/lib/rabbitmq/*/rabbitmq-server' >/dev/null ||
-    command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server)
-[[ -x /usr/sbin/pgbouncer ]] || command -v pgbouncer >/dev/null || missing+=(pgbouncer)
+if [[ -z "${STABILIZE_TEST_DATABASE_URL:-}" || -z "${STABILIZE_TEST_BROKER_URL:-}" ]]; then
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
+    compgen -G '/usr/lib/rabbitmq/*/rabbitmq-server' >/dev/null ||
+        command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server)
+    [[ -x /usr/sbin/pgbouncer ]] || command -v pgbouncer >/dev/null || missing+=(pgbouncer)
+fi
+# Chrome will do as well; the driver must be that of the browser.
+command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
+command -v chromedriver >/dev/null || missing+=(chromium-driver)
 
 if [[ ${#missing[@]} -eq 0 || "$(id -u)" -ne 0 ]] || ! command -v apt-get >/dev/null; then
     exit 0

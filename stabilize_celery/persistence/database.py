@@ -17,6 +17,7 @@ from sqlalchemy.pool import StaticPool
 
 from stabilize_celery.clock import Clock
 from stabilize_celery.errors import ConfigurationError, SchemaVersionError, StoreError
+from stabilize_celery.persistence.statements import explained
 from stabilize_celery.persistence.types import dumps
 
 _RETRYABLE_SQLSTATES = {"40001", "40P01", "55P03"}
@@ -112,11 +113,18 @@ class Database:
             yield
             return
         driver: Any = connection.connection.driver_connection
-        with driver.pipeline():
-            yield
-            if commit:
-                # SQLAlchemy's own commit finds nothing left to do.
-                driver.commit()
+        try:
+            with driver.pipeline():
+                yield
+                if commit:
+                    # SQLAlchemy's own commit finds nothing left to do.
+                    driver.commit()
+        except Exception as error:
+            # Within a pipeline the answer to one statement may be seen only while another is sent.
+            known = explained(connection, error)
+            if known is error:
+                raise
+            raise known from error
 
     @contextmanager
     def _exclusive_use(self) -> Iterator[None]:

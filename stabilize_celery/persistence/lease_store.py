@@ -16,6 +16,7 @@ from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
 from stabilize_celery.persistence.base import BaseStore
 from stabilize_celery.persistence.statements import row_of
+from stabilize_celery.persistence.tables import messages
 from stabilize_celery.persistence.views import read_inherited
 
 
@@ -53,39 +54,40 @@ class LeaseStore(BaseStore):
             claimed = row_of(connection, statement, parameters)
             if claimed is None:
                 return None
-            found = Claimed(claimed)
-            self._read_for_running(connection, found)
+            found = Claimed({column.name: claimed[column.name] for column in messages.c})
+            if self.database.is_postgresql:
+                row = queries.claimed_stage(claimed)
+            else:
+                row = row_of(connection, queries.read_stage_whole, {"stage_id": claimed["stage_id"]})
+            if row is not None:
+                self._read_for_running(connection, found, row, claimed.get("seen_outputs"))
             return found
 
-    def _read_for_running(self, connection: Connection, found: Claimed) -> None:
-        stage, workflow = self._read_stage(connection, found.row["stage_id"])
-        if stage is None or workflow is None:
-            return
+    def _read_for_running(
+        self,
+        connection: Connection,
+        found: Claimed,
+        row: dict[str, Any],
+        outputs: dict[str, dict[str, Any]] | None,
+    ) -> None:
+        stage, workflow = _stage_and_workflow(row)
         found.stage = stage
         parents: list[StageExecution] = []
         step = stage
         while step.parent_stage_id is not None:
-            parent, _ = self._read_stage(connection, step.parent_stage_id)
-            if parent is None:
+            above = row_of(connection, queries.read_stage_whole, {"stage_id": step.parent_stage_id})
+            if above is None:
                 break
-            parents.append(parent)
-            step = parent
+            step, _ = _stage_and_workflow(above)
+            parents.append(step)
         for each in (stage, *parents):
             each.execution = workflow
         workflow.stages = [*reversed(parents), stage]
         try:
-            inherited = read_inherited(connection, stage, parents)
+            inherited = read_inherited(connection, stage, parents, outputs)
         except (StageError, UnknownReducerError) as error:
             inherited, found.problem = {}, error
         apply_view(stage, inherited)
-
-    def _read_stage(
-        self, connection: Connection, stage_id: str
-    ) -> tuple[StageExecution | None, Workflow | None]:
-        row = row_of(connection, queries.read_stage_whole, {"stage_id": stage_id})
-        if row is None:
-            return None, None
-        return rows.stage_from_row(row), rows.workflow_from_row(queries.whole_header_of(row))
 
     def heartbeat(self, leases: Mapping[str, int], lease: float) -> dict[str, str | None]:
         """Renew leases, given as message id -> fencing token.
@@ -105,3 +107,7 @@ class LeaseStore(BaseStore):
                 if row is not None:
                     held[message_id] = row["cancel"]
         return held
+
+
+def _stage_and_workflow(row: dict[str, Any]) -> tuple[StageExecution, Workflow]:
+    return rows.stage_from_row(row), rows.workflow_from_row(queries.whole_header_of(row))

@@ -15,7 +15,8 @@ from stabilize_celery.persistence import queries
 from stabilize_celery.persistence.base import BaseStore
 from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.outbox import message_of
-from stabilize_celery.persistence.statements import insert_rows, row_of, rows_of, write
+from stabilize_celery.persistence.read_ahead import ahead_of
+from stabilize_celery.persistence.statements import answer_of, insert_rows, row_of, rows_of, write
 from stabilize_celery.persistence.tables import dead_letters, messages
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.tasks.outcome import Attempt
@@ -66,10 +67,14 @@ class MessageStore(BaseStore):
         else:
             statement, parameters = self.queries.settle, {"message_id": message_id, "token": token}
         with self.database.begin() as connection:
-            row = row_of(connection, statement, parameters)
-            if row is None:
+            with self.database.batch(connection):
+                asked = [(statement, parameters), *ahead_of(attempt)]
+                answers = [answer_of(connection, *each) for each in asked]
+                taken, *ahead = [answer.rows() for answer in answers]
+            if not taken:
                 yield None
                 return
+            row = taken[0]
             unit = UnitOfWork(
                 connection,
                 # It may have waited at the gate.
@@ -81,6 +86,8 @@ class MessageStore(BaseStore):
                 attempt=attempt,
             )
             unit.clock = self.now
+            if ahead:
+                unit.adopt(*ahead)
             reach("message.taken")
             yield unit
             reach("message.handled")
@@ -179,7 +186,8 @@ class MessageStore(BaseStore):
         with self.database.autocommit() as connection:
             row = row_of(connection, queries.read_next_due, {})
             assert row is not None
-            return row["send_at"]
+            due: datetime | None = row["send_at"]
+            return due
 
     def count_messages(self) -> int:
         """How many messages are not finished."""

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Select,
@@ -47,6 +48,7 @@ WORKFLOW_HEADER = tuple(
     )
 )
 _HEADER_PREFIX = "wf_"
+_STAGE_PREFIX = "st_"
 
 
 _waits = messages.c.lease_owner.startswith(WAITS_IN)
@@ -104,18 +106,16 @@ class Queries:
             .returning(*messages.c)
         )
 
-    def _claim(self, handed_over: bool = False) -> ReturningUpdate[Any]:
+    def _claim(self, handed_over: bool = False) -> ReturningUpdate[Any] | Select[Any]:
         """Claim a task: count the claim, start the lease, return the row.  One that waits in a queue is ``handed_over``.
 
-        The commit does not wait for the disk: a claim lost in a crash of the database is a task run once more.
+        On PostgreSQL its stage, workflow and the outputs its stage sees come along, see :func:`claimed_stage`.  The
+        commit does not wait for the disk: a claim lost in a crash of the database is a task run once more.
         """
         free = or_(messages.c.lease_owner.is_(None), messages.c.send_at <= bindparam("now"))
         if handed_over:
             free = and_(messages.c.type == "RunTask", or_(free, _waits))
-        returning: list[Any] = list(messages.c)
-        if self.is_postgresql:
-            returning.append(func.set_config("synchronous_commit", "off", True).label("asynchronous"))
-        return (
+        claim = (
             update(messages)
             .where(messages.c.id == bindparam("message_id"), messages.c.due_at <= bindparam("now"), free)
             .values(
@@ -124,8 +124,11 @@ class Queries:
                 attempts=messages.c.attempts + 1,
                 send_at=bindparam("lease_end"),
             )
-            .returning(*returning)
         )
+        if not self.is_postgresql:
+            return claim.returning(*messages.c)
+        asynchronous = func.set_config("synchronous_commit", "off", True).label("asynchronous")
+        return _with_what_it_sees(claim.returning(*messages.c, asynchronous).cte("claimed"))
 
 
 def _with_header(statement: Select[Any]) -> Select[Any]:
@@ -135,6 +138,39 @@ def _with_header(statement: Select[Any]) -> Select[Any]:
 def header_of(row: Any) -> dict[str, Any]:
     """The workflow's columns of a row that was loaded with them."""
     return {c.name: row[_HEADER_PREFIX + c.name] for c in WORKFLOW_HEADER}
+
+
+def _with_what_it_sees(claimed: CTE) -> Select[Any]:
+    """A claimed message with its stage, its workflow, and the outputs of the stages that its stage's sources name."""
+    producers = stages.alias("producers")
+    entry = func.json_each(stages.c.sources).table_valued("key", "value", name="entry")
+    # An array, not a join: the planner cannot know how few there are.
+    named = func.array(select(entry.c.value.op("->>")(literal_column("0"))).distinct().scalar_subquery())
+    outputs = (
+        select(func.json_object_agg(producers.c.id, producers.c.outputs, type_=producers.c.outputs.type))
+        .where(producers.c.id == func.any(named))
+        .correlate(stages)
+        .scalar_subquery()
+    )
+    return (
+        select(
+            *claimed.c,
+            *(c.label(_STAGE_PREFIX + c.name) for c in stages.c),
+            *(c.label(_HEADER_PREFIX + c.name) for c in workflows.c),
+            outputs.label("seen_outputs"),
+        )
+        .select_from(claimed)
+        .outerjoin(stages, stages.c.id == claimed.c.stage_id)
+        .outerjoin(workflows, workflows.c.id == stages.c.workflow_id)
+    )
+
+
+def claimed_stage(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The stage in the row of a claim on PostgreSQL, with its workflow's columns as in :data:`read_stage_whole`."""
+    if row[_STAGE_PREFIX + "id"] is None:
+        return None
+    whole = {c.name: row[_STAGE_PREFIX + c.name] for c in stages.c}
+    return whole | {_HEADER_PREFIX + c.name: row[_HEADER_PREFIX + c.name] for c in workflows.c}
 
 
 #: One stage with its workflow's header, the stage locked.

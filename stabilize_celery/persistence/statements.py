@@ -87,6 +87,26 @@ def _prepare_insert(table: Table, keys: Sequence[str], dialect: Dialect) -> _Pre
     return found
 
 
+class Answer:
+    """What a statement will answer; within a batch it is there when it is asked for."""
+
+    __slots__ = ("_cursor", "_prepared")
+
+    def __init__(self, prepared: _Prepared, cursor: Any) -> None:
+        self._prepared = prepared
+        self._cursor = cursor
+
+    def rows(self) -> Rows:
+        """The rows."""
+        return self._prepared.rows(self._cursor.fetchall())
+
+
+def answer_of(connection: Connection, statement: Executable, parameters: Parameters) -> Answer:
+    """Run a statement whose rows are asked for later; otherwise like :func:`rows_of`."""
+    prepared = _prepare(statement, connection.dialect)
+    return Answer(prepared, _run(connection, prepared.sql, prepared.bind(parameters)))
+
+
 def rows_of(connection: Connection, statement: Executable, parameters: Parameters) -> Rows:
     """Run a statement and return its rows.
 
@@ -98,8 +118,7 @@ def rows_of(connection: Connection, statement: Executable, parameters: Parameter
     Raises:
         DBAPIError: as SQLAlchemy raises it.
     """
-    prepared = _prepare(statement, connection.dialect)
-    return prepared.rows(_run(connection, prepared.sql, prepared.bind(parameters)).fetchall())
+    return answer_of(connection, statement, parameters).rows()
 
 
 def row_of(connection: Connection, statement: Executable, parameters: Parameters) -> dict[str, Any] | None:
@@ -140,12 +159,12 @@ def _run(connection: Connection, sql: str, bound: Any, many: bool = False) -> An
         else:
             cursor.execute(sql, bound)
     except Exception as error:
-        raise _explained(connection, cursor, sql, error) from error
+        raise explained(connection, error, cursor, sql) from error
     return cursor
 
 
-def _explained(connection: Connection, cursor: Any, sql: str, error: Exception) -> Exception:
-    """The error as SQLAlchemy would raise it; a connection that is lost is given up."""
+def explained(connection: Connection, error: Exception, cursor: Any = None, sql: str = "") -> Exception:
+    """A driver's error as SQLAlchemy would raise it; a connection that is lost is given up."""
     dialect = connection.dialect
     driver: Any = dialect.dbapi
     if not isinstance(error, driver.Error):
@@ -153,7 +172,7 @@ def _explained(connection: Connection, cursor: Any, sql: str, error: Exception) 
     lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, cursor)
     if lost:
         connection.invalidate(error)
-    explained: Exception = DBAPIError.instance(
+    known: Exception = DBAPIError.instance(
         sql,
         None,
         error,
@@ -162,4 +181,4 @@ def _explained(connection: Connection, cursor: Any, sql: str, error: Exception) 
         connection_invalidated=lost,
         dialect=dialect,
     )
-    return explained
+    return known

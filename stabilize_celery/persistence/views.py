@@ -19,12 +19,12 @@ def read_inherited(
     connection: Connection,
     stage: StageExecution,
     parents: list[StageExecution],
-    known: Mapping[str, StageExecution] | None = None,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Everything ``stage`` sees that is not its own; ``known`` are stages whose outputs are in memory."""
+    """Everything ``stage`` sees that is not its own; ``known`` are outputs, by stage id, that need not be read."""
     known = known or {}
     needed = producers(stage.sources).union(*(producers(parent.sources) for parent in parents))
-    outputs = {stage_id: known[stage_id].outputs for stage_id in needed if stage_id in known}
+    outputs = {stage_id: known[stage_id] for stage_id in needed if stage_id in known}
     outputs |= read_outputs(connection, needed - outputs.keys())
     reduced = {each.id: _reduced(connection, each) for each in (stage, *parents) if each.output_reducers}
     return inherited_values(stage, parents, outputs, reduced)

@@ -50,3 +50,7 @@ class Attempt:
     outcome: Outcome
     number: int = 1
     worker: str = ""
+    #: Whose task it was, if that is known.
+    stage_id: str | None = None
+    #: It was the stage's last task, and has come to its end.
+    may_end_stage: bool = False

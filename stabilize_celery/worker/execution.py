@@ -124,12 +124,24 @@ class _Attempt:
             self._finish(outcome)
 
     def _finish(self, outcome: Outcome) -> bool:
-        attempt = Attempt(outcome, self._number, self._worker.owner)
+        attempt = Attempt(
+            outcome, self._number, self._worker.owner, self._row["stage_id"], self._may_end_stage(outcome)
+        )
         reach("task.returned")
         accepted = self._worker.settle(self._row["id"], self._row["claims"], attempt)
         if accepted and outcome.hand_over is not None:
             publish(self._worker, self._row["id"], outcome.hand_over)
         return accepted
+
+    def _may_end_stage(self, outcome: Outcome) -> bool:
+        stage, result = self._stage, outcome.result
+        return (
+            isinstance(self._message, RunTask)
+            and stage is not None
+            and result is not None
+            and result.status.is_complete
+            and stage.tasks[-1].id == self._message.task_id
+        )
 
     def _refused(self) -> Outcome | None:
         if isinstance(self._message, RunHook):

@@ -11,13 +11,14 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from stabilize_celery.errors import SchemaVersionError, StoreError
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.persistence.statements import insert_rows, row_of, rows_of, write
+from stabilize_celery.persistence.statements import answer_of, insert_rows, row_of, rows_of, write
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import history, messages, slots, workflows
 
 PARTS = ("a", 'quote " and % and \\', "ünï", "\U0001f600", "")
 read_history = select(*history.c).where(history.c.workflow_id == bindparam("wf")).order_by(history.c.step)
 read_kept = select(slots.c.pipeline_config_id).where(slots.c.keep_waiting, slots.c.max_concurrent > 2)
+read_slot = select(slots.c.pipeline_config_id).where(slots.c.pipeline_config_id == bindparam("config"))
 forget = slots.delete().where(slots.c.pipeline_config_id == bindparam("config"))
 
 
@@ -113,6 +114,36 @@ def test_errors_are_those_of_sqlalchemy_without_the_values(store):
         connection.rollback()
     assert "INSERT INTO stabilize_slots" in str(caught.value)
     assert "a-value" not in str(caught.value)
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_errors_in_a_batch_are_those_of_sqlalchemy(store, commit):
+    row = {"pipeline_config_id": "one", "max_concurrent": 1, "keep_waiting": True, "set_by": None}
+
+    def twice():
+        with store.database.begin() as connection, store.database.batch(connection, commit=commit):
+            insert_rows(connection, slots, [row])
+            insert_rows(connection, slots, [row])
+
+    with pytest.raises(IntegrityError):
+        twice()
+    with store.database.begin() as connection:
+        assert rows_of(connection, select(slots), {}) == []
+
+
+def test_answers_of_a_batch_come_in_order(store):
+    rows = [
+        {"pipeline_config_id": name, "max_concurrent": 5, "keep_waiting": True, "set_by": None}
+        for name in ("one", "two")
+    ]
+    with store.database.begin() as connection:
+        insert_rows(connection, slots, rows)
+        with store.database.batch(connection):
+            first = answer_of(connection, read_slot, {"config": "one"})
+            write(connection, forget, [{"config": "two"}])
+            second = answer_of(connection, read_slot, {"config": "two"})
+            assert first.rows() == [{"pipeline_config_id": "one"}]
+            assert second.rows() == []
 
 
 def test_a_missing_parameter_is_an_error_here(store):

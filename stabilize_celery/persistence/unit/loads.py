@@ -12,7 +12,7 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
-from stabilize_celery.persistence.statements import row_of, rows_of
+from stabilize_celery.persistence.statements import Rows, row_of, rows_of
 from stabilize_celery.persistence.unit.writes import Writes
 from stabilize_celery.persistence.views import read_inherited
 
@@ -27,6 +27,8 @@ class Loads(Writes):
         self._with_context: set[str] = set()
         self._upstreams: dict[str, list[StageExecution]] = {}
         self._slot_holders: dict[str, bool] = {}
+        #: Read and locked already: what follows a stage, by its id.
+        self._following: dict[str, Rows] = {}
 
     # ------------------------------------------------------------------ workflows
 
@@ -85,6 +87,13 @@ class Loads(Writes):
 
     # ------------------------------------------------------------------ stages
 
+    def adopt(self, stage: Rows, following: Rows | None = None) -> None:
+        """Take over what was read ahead, see :func:`stabilize_celery.persistence.read_ahead.ahead_of`."""
+        for row in stage:
+            self._adopt_with_header(row)
+            if following is not None:
+                self._following[row["id"]] = following
+
     def stage(self, stage_id: str) -> StageExecution | None:
         if stage_id not in self._stages:
             row = row_of(self.connection, queries.lock_stage, {"stage_id": stage_id})
@@ -132,7 +141,10 @@ class Loads(Writes):
         if self._new_edges:
             # Planned and ended in the same transaction.
             self._flush_stages()
-        found = rows_of(self.connection, queries.lock_downstream, {"stage_id": stage.id})
+            self._following.pop(stage.id, None)
+        found = self._following.pop(stage.id, None)
+        if found is None:
+            found = rows_of(self.connection, queries.lock_downstream, {"stage_id": stage.id})
         self._wide = self._wide or len(found) > 1
         following = [self._adopt(row, stage.execution) for row in found]
         for each in following:
@@ -170,7 +182,8 @@ class Loads(Writes):
                 break
             parents.append(parent)
             step = parent
-        return read_inherited(self.connection, stage, parents, self._stages)
+        known = {stage_id: known.outputs for stage_id, known in self._stages.items()}
+        return read_inherited(self.connection, stage, parents, known)
 
     def _load_context(self, workflow: Workflow) -> None:
         """Builders and conditions may look at what the workflow was started with; nothing else needs it."""

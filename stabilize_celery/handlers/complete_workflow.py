@@ -25,11 +25,16 @@ class CompleteWorkflowHandler(Handler[CompleteWorkflow]):
             if workflow.live_branches == 0:
                 end_workflow(unit, workflow, S.SUCCEEDED)
             return
+        if not message.halted:
+            # Its stages are looked at, whose turn to be locked is before the workflow's: nobody else may be at work.
+            if workflow.live_branches == 0:
+                unit.send(CompleteWorkflow(workflow_id=workflow.id, halted=True))
+            return
         whole = unit.whole(workflow.id)
         assert whole is not None
         statuses = {stage.status for stage in whole.top_level_stages()}
         ended = workflow.live_branches == 0
-        if S.TERMINAL in statuses and (message.halted or ended):
+        if S.TERMINAL in statuses:
             self._fail(unit, whole)
         elif ended:
             end_workflow(unit, whole, workflow_outcome(statuses, fail_at_end=_fails_at_end(whole)))

@@ -65,6 +65,12 @@ class Unit(Protocol):
     def downstream(self, stage: StageExecution) -> list[StageExecution]:
         """The stages directly after one, locked."""
 
+    def behind(self, stage: StageExecution) -> list[StageExecution]:
+        """The stages after one, directly or not, that may still wait for it: locked, upstream before downstream.
+
+        ``requisite_stage_ref_ids`` of each has those of its requirements through which it is reached.
+        """
+
     def upstreams(self, stage: StageExecution) -> list[StageExecution]:
         """The stages directly before one: id, ref_id, status, rank and sources only, not locked."""
 

@@ -19,6 +19,7 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.observe import Observer
 from stabilize_celery.persistence import queries, rows, tables
+from stabilize_celery.persistence.closure import lock_behind
 from stabilize_celery.persistence.slots import LockedSlots, lock_slots
 from stabilize_celery.persistence.snapshots import snapshot_of
 from stabilize_celery.persistence.statements import row_of
@@ -75,6 +76,15 @@ class UnitOfWork(Sends):
         """The message that was taken."""
         assert self._message is not None
         return self._message
+
+    def behind(self, stage: StageExecution) -> list[StageExecution]:
+        self._flush_stages()
+        found, ways = lock_behind(self.connection, stage.execution.id, stage.id)
+        self._wide = self._wide or len(found) > 1
+        waiting = [self._adopt(row, stage.execution) for row in found]
+        for upstream_id, downstream_id in ways:
+            self._stages[downstream_id].requisite_stage_ref_ids.add(self._stages[upstream_id].ref_id)
+        return waiting
 
     # ------------------------------------------------------------------ synthetic stages
 

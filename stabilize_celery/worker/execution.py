@@ -139,7 +139,8 @@ class _Attempt:
             isinstance(self._message, RunTask)
             and stage is not None
             and result is not None
-            and result.status.is_complete
+            # What follows one that failed may have to be blocked, however deep, which is another order of locks.
+            and result.status in (S.SUCCEEDED, S.SKIPPED)
             and stage.tasks[-1].id == self._message.task_id
         )
 

@@ -11,13 +11,14 @@ PYTEST_ARGS ?=
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check bench simulate format clean
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 to 3.13 and nothing else"
 	@echo "make test     run every test against private PostgreSQL and RabbitMQ instances"
 	@echo "make check    ruff, formatting, mypy, import contracts"
 	@echo "make bench    compare with Celery's own canvas, and small with large workflows, in one run"
+	@echo "make simulate random histories of the engine under faults: HISTORIES=100000 SEED=7"
 	@echo "make format   let ruff fix and format"
 	@echo "make clean    remove what the other targets made"
 
@@ -56,6 +57,11 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-test
 	@$(BIN)/python -m benchmarks.peers
 	@$(BIN)/python -m benchmarks.scale
+
+HISTORIES ?= 20000
+SEED ?= 100000
+simulate: $(VENV)/.installed
+	@$(BIN)/python -m stabilize_celery.testing.simulate --histories $(HISTORIES) --seed $(SEED) --jobs 2
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

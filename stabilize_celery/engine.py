@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stabilize_celery.clock import Clock
@@ -41,6 +42,9 @@ from stabilize_celery.tasks.registry import TaskRegistry, TaskSource
 
 if TYPE_CHECKING:
     from celery import Celery
+    from celery.schedules import crontab
+
+    from stabilize_celery.delivery.schedules import Scheduled
 
 
 def _end_this_process() -> None:
@@ -64,6 +68,8 @@ class Stabilize(Control, Nesting, Maintenance):
         self.builders = StageDefinitionBuilderFactory(fallback=global_factory())
         #: Told every transition after its commit; see :meth:`observe`.
         self.observers = Observers()
+        #: Workflows that Celery beat starts, by name; see :meth:`schedule`.
+        self.schedules: dict[str, Scheduled] = {}
         self._enable_nesting()
         self.registry.mark_builtin()
         self._settings: Settings | None = None
@@ -224,6 +230,27 @@ class Stabilize(Control, Nesting, Maintenance):
         """
         self.observers.append(observer)
         return observer
+
+    def schedule(
+        self,
+        name: str,
+        when: crontab | timedelta | float,
+        source: Callable[..., Workflow] | str | Path,
+    ) -> None:
+        """Let Celery beat start a workflow again and again; once per planned time, however many beats there are.
+
+        Args:
+            name: of the entry in ``beat_schedule``, and a part of the key that keeps a tick from being started twice.
+            when: a ``crontab``, or an interval (a timedelta, or seconds) counted from 1970-01-01 00:00 UTC.
+            source: a function that makes the workflow, given the planned time if it takes a parameter; or the path
+                of a workflow file, which is read anew each time.
+
+        Raises:
+            ConfigurationError: no Celery app, a name that is taken, or arguments of another kind.
+        """
+        from stabilize_celery.delivery.schedules import add_schedule
+
+        add_schedule(self, name, when, source)
 
     # ------------------------------------------------------------------ the database
 

@@ -9,6 +9,7 @@ from celery import Celery
 
 from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.publisher import TASK_PREFIX
+from stabilize_celery.delivery.schedules import register_start
 from stabilize_celery.messages import MESSAGE_TYPES, Message
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def register_entrypoints(app: Celery, engine: Stabilize) -> None:
             shared=False,
             **_acknowledgement(message_type),
         )
+    register_start(app, engine, base)
 
 
 class _EntrypointOptions:

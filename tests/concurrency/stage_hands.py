@@ -141,14 +141,14 @@ class Contender:
 class Scene:
     """One database, an engine that leads up to the moment that counts, and those that meet there."""
 
-    def __init__(self, url: str, log: str, stack: ExitStack) -> None:
-        self._url = url
+    def __init__(self, url: str, log: str, stack: ExitStack, settings: dict[str, Any]) -> None:
+        self.url = url
         #: Where scripts of several steps keep count; goes into the context of the workflow as ``_log``.
         self.log = log
         self._stack = stack
         address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
         self._server = stack.enter_context(psycopg.connect(address, autocommit=True))
-        self.engine = stack.enter_context(engine_on(url))
+        self.engine = stack.enter_context(engine_on(url, **settings))
         stack.enter_context(watching(_watch))
 
     # ------------------------------------------------------------------ up to the moment
@@ -201,8 +201,17 @@ class Scene:
         self, action: Action, hold_at: str | None = None, fails_with: BaseException | None = None
     ) -> Contender:
         """Begin something in a thread with connections of its own; where it is held it can be made to fail."""
-        engine = self._stack.enter_context(engine_on(self._url))
+        engine = self._stack.enter_context(engine_on(self.url))
         return Contender(self, engine, action, hold_at, fails_with)
+
+    def until_ready(self, run: WorkflowRun) -> None:
+        """Handle what falls due until a workflow has ended."""
+
+        def ended() -> bool:
+            self.proceed()
+            return run.ready()
+
+        self.until(ended)
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait for what another thread does."""
@@ -265,7 +274,7 @@ def _names(rows: list[dict[str, Any]]) -> list[str]:
 
 
 @contextmanager
-def scene_on(url: str, log: str) -> Iterator[Scene]:
+def scene_on(url: str, log: str, **settings: Any) -> Iterator[Scene]:
     """A scene on a database, with everything it opens closed at its end."""
     with ExitStack() as stack:
-        yield Scene(url, log, stack)
+        yield Scene(url, log, stack, settings)

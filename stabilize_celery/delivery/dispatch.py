@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 _COLLISIONS = 10
 
 
+def burial_reason(message_id: str) -> str:
+    """How the reason begins for which a message that was given up ends its workflow."""
+    return f"message {message_id} is a dead letter"
+
+
 class Publisher(Protocol):
     """Gets messages to whoever handles them."""
 
@@ -188,7 +193,7 @@ class Dispatcher:
             workflow = unit.whole(unit.message.workflow_id)
             if workflow is None or workflow.status.is_complete:
                 return
-            reason = f"message {message_id} is a dead letter: {error['details']['error']}"[:500]
+            reason = f"{burial_reason(message_id)}: {error['details']['error']}"[:500]
             for stage in workflow.stages:
                 if not stage.status.is_complete and stage.status is not S.NOT_STARTED:
                     cancel_stage(unit, stage, reason, "system")

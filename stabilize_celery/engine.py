@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.schedules import crontab
 
+    from stabilize_celery.delivery.events import EventSender
     from stabilize_celery.delivery.schedules import Scheduled
 
 
@@ -76,6 +77,7 @@ class Stabilize(Control, Nesting, Maintenance):
         self._clock: Clock | None = None
         self._concurrency = 1
         self._end_process: Callable[[], None] | None = None
+        self._events: EventSender | None = None
         if app is not None:
             self.init_app(app)
 
@@ -192,7 +194,18 @@ class Stabilize(Control, Nesting, Maintenance):
         surroundings = Surroundings(self.settings, self.registry, self.builders, worker, self.observers)
         dispatcher = Dispatcher(self.store, default_handlers(), surroundings, self.publisher)
         dispatcher.keeper.end_process = self._end_process
+        if self.app is not None and self.settings.send_events:
+            self._send_events(dispatcher)
         return dispatcher
+
+    def _send_events(self, dispatcher: Dispatcher) -> None:
+        from stabilize_celery.delivery.events import EventSender
+
+        if self._events is None:
+            assert self.app is not None
+            self._events = EventSender(self.app)
+            self.observers.append(self._events.tell_transitions)
+        dispatcher.on_handled = self._events.tell_handled
 
     @cached_property
     def processor(self) -> EmbeddedProcessor:
@@ -287,6 +300,8 @@ class Stabilize(Control, Nesting, Maintenance):
         from stabilize_celery.persistence.joining import joined
         from stabilize_celery.persistence.starting import insert_started
 
+        if self.settings.tracing:
+            self._carry_trace(workflows)
         for workflow in workflows:
             self._check_start(workflow)
         rows = {
@@ -304,6 +319,13 @@ class Stabilize(Control, Nesting, Maintenance):
             reach("start.committed")
             self._publish([outgoing(row) for row in sent])
         return [WorkflowRun(self, workflow_id) for workflow_id in ids]
+
+    def _carry_trace(self, workflows: list[Workflow]) -> None:
+        from stabilize_celery.observe.tracing import current_traceparent
+
+        traceparent = current_traceparent()
+        for workflow in workflows:
+            workflow.trigger.traceparent = workflow.trigger.traceparent or traceparent
 
     def _check_start(self, workflow: Workflow) -> None:
         """Refuse what cannot run.

@@ -109,6 +109,18 @@ class Settings(BaseModel):
         10, ge=1, description="Failures after which a control message is a dead letter."
     )
 
+    send_events: bool = Field(
+        False, description="Send Celery events for what workflows do and for messages handled in place."
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port on which a worker serves metrics to Prometheus; none by default.",
+    )
+    metrics_address: str = Field("0.0.0.0", description="Address on which it listens there.")
+    tracing: bool = Field(False, description="Make OpenTelemetry spans of what tasks do.")
+
     @classmethod
     def load(cls, values: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
         """From a configuration's ``stabilize_*`` keys and the environment.

@@ -6,6 +6,8 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -17,6 +19,7 @@ from stabilize_celery.handlers.registry import Handlers
 from stabilize_celery.messages import MESSAGE_TYPES, Message, WorkflowLevel
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.observe import tell
+from stabilize_celery.observe.scope import Scope, current_scope, scoped
 from stabilize_celery.persistence.database import is_retryable, is_unavailable
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
@@ -44,6 +47,15 @@ class Publisher(Protocol):
         """Something falls due at that time."""
 
 
+@dataclass(frozen=True)
+class Handled:
+    """A message that was handled, with a label for people, and how many seconds its handler took."""
+
+    message: Message
+    label: str
+    seconds: float
+
+
 class Dispatcher:
     """Handles messages of one engine in one process."""
 
@@ -58,6 +70,8 @@ class Dispatcher:
         self.handlers = handlers
         self.surroundings = surroundings
         self.publisher = publisher
+        #: Told, after the commit, of the messages that were handled without having been sent.
+        self.on_handled: Callable[[list[Handled]], None] | None = None
         settings = surroundings.settings
         self.keeper = LeaseKeeper(store, settings.lease, settings.heartbeat, settings.task_kill_grace)
         self.worker = TaskWorker(
@@ -87,12 +101,13 @@ class Dispatcher:
         """Run the user code of a message."""
         return self.worker.run(message_id)
 
-    def handle(self, message_id: str) -> bool:
-        """Handle a control message, and then those it left for this process."""
+    def handle(self, message_id: str, *, was_sent: bool = True) -> bool:
+        """Handle a control message, and then those it left for this process, which nobody sent."""
         handled = False
         waiting = deque([message_id])
         while waiting:
-            unit = self._transact_safely(waiting.popleft())
+            unit = self._transact_safely(waiting.popleft(), was_sent=was_sent)
+            was_sent = False
             if unit is not None:
                 handled = True
                 waiting.extend(unit.local)
@@ -105,17 +120,30 @@ class Dispatcher:
             logger.warning("the result of message %s was refused: its lease was lost", message_id)
             return False
         for local in unit.local:
-            self.handle(local)
+            self.handle(local, was_sent=False)
         return True
 
     def _transact_safely(
-        self, message_id: str, token: int | None = None, attempt: Attempt | None = None
+        self,
+        message_id: str,
+        token: int | None = None,
+        attempt: Attempt | None = None,
+        *,
+        was_sent: bool = True,
     ) -> UnitOfWork | None:
         """One transaction with its repetitions; a message that keeps failing ends as a dead letter."""
+        with scoped(Scope(message_id)):
+            return self._repeat(message_id, token, attempt, was_sent)
+
+    def _repeat(
+        self, message_id: str, token: int | None, attempt: Attempt | None, was_sent: bool
+    ) -> UnitOfWork | None:
         inline: bool | None = None
+        handled: list[Handled] = []
         for collision in range(_COLLISIONS):
             try:
-                unit = self._transact(message_id, token, attempt, inline)
+                handled.clear()
+                unit = self._transact(message_id, token, attempt, inline, handled)
             except UnknownMessageError as error:
                 logger.warning("message %s is put back: %s", message_id, error)
                 self.store.put_back(message_id, self.surroundings.settings.resend_delay_max)
@@ -135,20 +163,36 @@ class Dispatcher:
                 return None
             if unit is not None:
                 self.finish(unit)
+                if self.on_handled is not None:
+                    self.on_handled(handled[was_sent:])
             return unit
         return None
 
     def _transact(
-        self, message_id: str, token: int | None, attempt: Attempt | None, inline: bool | None
+        self,
+        message_id: str,
+        token: int | None,
+        attempt: Attempt | None,
+        inline: bool | None,
+        handled: list[Handled],
     ) -> UnitOfWork | None:
         taken = self.store.take(message_id, token, self.surroundings, inline, attempt)
         with taken as unit:
             if unit is None:
                 return None
-            self._handle_in(unit, unit.message)
+            self._step(unit, unit.message, handled)
             while unit.follow_ons:
-                self._handle_in(unit, unit.follow_ons.popleft())
+                self._step(unit, unit.follow_ons.popleft(), handled)
         return unit
+
+    def _step(self, unit: UnitOfWork, message: Message, handled: list[Handled]) -> None:
+        current_scope().turn_to(message)
+        if self.on_handled is None:
+            self._handle_in(unit, message)
+            return
+        began = time.perf_counter()
+        self._handle_in(unit, message)
+        handled.append(Handled(message, unit._label(message), time.perf_counter() - began))
 
     def _handle_in(self, unit: UnitOfWork, message: Message) -> None:
         handler: Handler[Any] = self.handlers[type(message)]

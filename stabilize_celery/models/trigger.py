@@ -9,17 +9,25 @@ from typing import Any
 
 @dataclass
 class Trigger:
-    """What started a workflow: kind, user, parameters."""
+    """What started a workflow: kind, user, parameters.
+
+    Attributes:
+        traceparent: the span in which it was started, as W3C's Trace Context writes it, if there was one.
+    """
 
     type: str = "manual"
     user: str = "anonymous"
     parameters: dict[str, Any] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     payload: dict[str, Any] = field(default_factory=dict)
+    traceparent: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self)
+        said = asdict(self)
+        if self.traceparent is None:
+            del said["traceparent"]
+        return said
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Trigger:

@@ -16,7 +16,7 @@ from stabilize_celery.persistence.database import is_unavailable
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.tasks.outcome import Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
-from stabilize_celery.tasks.run import TaskRun, running
+from stabilize_celery.tasks.run import TaskRun
 from stabilize_celery.worker.execution import TaskWorker, _Attempt
 from stabilize_celery.worker.handover import OWN_RETRIES, handed_back, own_retries
 from stabilize_celery.worker.judge import stage_time_left
@@ -79,7 +79,8 @@ class BegunTask(_Attempt):
         self._kept.enter_context(
             run.on_interrupt(lambda: on_stop(self.lease.verdict == "kill" or self.lease.expired))
         )
-        self._kept.enter_context(running(run))
+        _, task = self._resolved()
+        self._span = self._kept.enter_context(self._inside(run, stage, task))
         return True
 
     @property
@@ -95,22 +96,26 @@ class BegunTask(_Attempt):
 
     def finish(self, call: Callable[[], TaskResult]) -> None:
         """It ended; ``call`` gives its result or raises its error."""
+        implementation, task = self._resolved()
+        outcome = self._outcome(implementation, self.stage, task, call)
+        self._span.ended(None if self.lease.expired else outcome)
         self._kept.close()
         if not self.lease.expired:
-            implementation, task = self._resolved()
-            self._finish(self._outcome(implementation, self.stage, task, call))
+            self._finish(outcome)
 
     def hand_back(
         self, queue: str, delay: float, error: BaseException, own: int | None, **details: Any
     ) -> None:
         """It will be begun again from its queue; ``own`` is how often the queue system has repeated it by itself."""
-        self._kept.close()
         described = describe_error(error, transient=True)
         repeated = own_retries(self._stage, self._message.task_id) if own is None else own
         described["details"][OWN_RETRIES] = repeated
         reason = f"{type(error).__name__}: {error}"
         details = {**details, "own_retries": repeated}
-        self._finish(handed_back(queue, delay, self._settings, described, reason, **details))
+        outcome = handed_back(queue, delay, self._settings, described, reason, **details)
+        self._span.ended(outcome)
+        self._kept.close()
+        self._finish(outcome)
 
     def let_go(self) -> None:
         """The process is being ended: who ends it may still say why, otherwise it is begun again soon."""

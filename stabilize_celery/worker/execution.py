@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -24,6 +25,8 @@ from stabilize_celery.messages import RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.observe.scope import Scope, scoped
+from stabilize_celery.observe.tracing import NO_SPAN, RunSpan, Tracer
 from stabilize_celery.persistence.lease_store import Claimed
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.persistence.snapshots import stage_of
@@ -64,6 +67,7 @@ class TaskWorker:
         self.keeper = keeper
         self.settle = settle
         self.owner = owner
+        self.tracer = Tracer(settings) if settings.tracing else None
 
     def run(self, message_id: str) -> bool:
         """Run the task of a message; returns whether there was anything to do."""
@@ -73,8 +77,9 @@ class TaskWorker:
         message = message_of(claimed.row)
         assert isinstance(message, RunTask | RunHook)
         reach("task.claimed")
-        attempt = _Attempt(self, message, claimed)
-        attempt.perform()
+        with scoped(Scope(message_id)) as scope:
+            scope.turn_to(message)
+            _Attempt(self, message, claimed).perform()
         return True
 
     def limit(self, task: Task, stage: StageExecution) -> timedelta:
@@ -235,9 +240,30 @@ class _Attempt:
         lease = Lease(
             self._row["id"], run.fencing_token, run, time.monotonic() + limit.total_seconds(), expire
         )
-        with self._worker.keeper.keep(lease), running(run):
+        with self._worker.keeper.keep(lease), self._inside(run, stage, task) as span:
             outcome = self._outcome(implementation, stage, task, call)
+            span.ended(None if lease.expired else outcome)
         return None if lease.expired else outcome
+
+    @contextmanager
+    def _inside(self, run: TaskRun, stage: StageExecution, task: TaskExecution) -> Iterator[RunSpan]:
+        """What user code finds around itself: its run, what logs say of it, and its span."""
+        scope = Scope(
+            self._row["id"],
+            self._message.type,
+            stage.execution.id,
+            stage.execution.name,
+            stage.id,
+            stage.ref_id,
+            task.id,
+            task.implementing_class,
+            run.attempt,
+        )
+        hook = self._message.hook if isinstance(self._message, RunHook) else ""
+        tracer = self._worker.tracer
+        traced = nullcontext(NO_SPAN) if tracer is None else tracer.run(run, stage, task, hook)
+        with running(run), scoped(scope), traced as span:
+            yield span
 
     def _outcome(
         self, implementation: Task, stage: StageExecution, task: TaskExecution, call: Callable[[], Any]

@@ -177,7 +177,7 @@ messages = Table(
     Column("cancel", String(8)),
 )
 Index("ix_stabilize_messages_send_at", messages.c.send_at)
-Index("ix_stabilize_messages_workflow", messages.c.workflow_id)
+Index("ix_stabilize_messages_workflow", messages.c.workflow_id, messages.c.stage_id)
 
 history = Table(
     PREFIX + "history",

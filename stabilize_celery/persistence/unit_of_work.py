@@ -123,7 +123,9 @@ class UnitOfWork(Sends):
     def keep_for_hooks(self, stage: StageExecution) -> None:
         messages = tables.messages
         waiting = select(messages.c.id, messages.c.payload).where(
-            messages.c.stage_id == stage.id, messages.c.type == "RunHook"
+            messages.c.workflow_id == stage.execution.id,
+            messages.c.stage_id == stage.id,
+            messages.c.type == "RunHook",
         )
         stored = self.connection.execute(waiting).all()
         unsent = [

@@ -148,7 +148,7 @@ class Sends(Loads):
             if row["type"] not in _TASK_MESSAGES or row["stage_id"] not in stage_ids
         ]
         messages = tables.messages
-        ours = messages.c.stage_id.in_(stage_ids)
+        ours = (messages.c.workflow_id == self._workflow_id) & messages.c.stage_id.in_(stage_ids)
         leased = messages.c.lease_owner.is_not(None) & ~messages.c.lease_owner.startswith(WAITS_IN)
         self.connection.execute(
             update(messages)

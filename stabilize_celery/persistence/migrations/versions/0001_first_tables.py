@@ -180,7 +180,7 @@ def _messages() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_stabilize_messages")),
     )
     op.create_index("ix_stabilize_messages_send_at", "stabilize_messages", ["send_at"])
-    op.create_index("ix_stabilize_messages_workflow", "stabilize_messages", ["workflow_id"])
+    op.create_index("ix_stabilize_messages_workflow", "stabilize_messages", ["workflow_id", "stage_id"])
 
 
 def _history() -> None:

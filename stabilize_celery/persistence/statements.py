@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Table, insert
+from sqlalchemy import Connection, Executable, Table, bindparam, insert
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -68,6 +68,9 @@ class _Prepared:
         return rows
 
 
+#: So many rows are inserted by one statement; more are given to the driver row by row, as the server would cache a
+#: statement for every number of rows.
+_TOGETHER = 8
 _prepared: dict[tuple[Any, ...], _Prepared] = {}
 
 
@@ -79,11 +82,19 @@ def _prepare(statement: Any, dialect: Dialect) -> _Prepared:
     return found
 
 
-def _prepare_insert(table: Table, keys: Sequence[str], dialect: Dialect) -> _Prepared:
-    key = (table.name, tuple(keys), dialect.name)
+def _prepare_insert(table: Table, keys: Sequence[str], count: int, dialect: Dialect) -> _Prepared:
+    key = (table.name, tuple(keys), count, dialect.name)
     found = _prepared.get(key)
     if found is None:
-        found = _prepared[key] = _Prepared(insert(table), dialect, keys)
+        if count == 1:
+            found = _Prepared(insert(table), dialect, keys)
+        else:
+            many = [
+                {name: bindparam(f"{name}_{i}", type_=table.c[name].type) for name in keys}
+                for i in range(count)
+            ]
+            found = _Prepared(insert(table).values(many), dialect)
+        _prepared[key] = found
     return found
 
 
@@ -135,9 +146,11 @@ def write(connection: Connection, statement: Executable, parameters: Sequence[Pa
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[Parameters]) -> None:
     """Insert rows, all with the same columns."""
-    if rows:
-        prepared = _prepare_insert(table, list(rows[0]), connection.dialect)
-        _write(connection, prepared, rows)
+    if 1 < len(rows) <= _TOGETHER:
+        prepared = _prepare_insert(table, list(rows[0]), len(rows), connection.dialect)
+        _write(connection, prepared, [{f"{k}_{i}": v for i, row in enumerate(rows) for k, v in row.items()}])
+    elif rows:
+        _write(connection, _prepare_insert(table, list(rows[0]), 1, connection.dialect), rows)
 
 
 def _write(connection: Connection, prepared: _Prepared, parameters: Sequence[Parameters]) -> None:

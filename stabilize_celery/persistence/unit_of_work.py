@@ -177,6 +177,11 @@ class UnitOfWork(Sends):
         if workflow.id in self._locked_workflows:
             self.change(workflow, live_branches=workflow.live_branches - ended)
             return workflow.live_branches
+        if ended == workflow.live_branches:
+            # The only branch there is, read behind the gate: nobody is left who could add to it.
+            self._locked_workflows.add(workflow.id)
+            self.change(workflow, live_branches=0)
+            return 0
         # The row of a workflow with many stages is wanted by all of them: everything else is written before.
         self._flush_stages()
         row = row_of(self.connection, queries.release_branches, {"workflow_id": workflow.id, "ended": ended})

@@ -71,7 +71,7 @@ def history_row(workflow_id, step):
     }
 
 
-@pytest.mark.parametrize("how_many", [1, 7])
+@pytest.mark.parametrize("how_many", [1, 2, 8, 20])
 def test_what_is_written_is_read_back_by_both(store, how_many):
     with store.database.begin() as connection:
         row = workflow_row() | {"type": next(iter(workflows.c["type"].type.enum))}

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from stabilize_celery.jsonable import storable_text
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
@@ -16,6 +17,7 @@ from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.observe import Transition, transition_of
 from stabilize_celery.persistence import queries, rows, tables
 from stabilize_celery.persistence.statements import insert_rows, write
+from stabilize_celery.redaction import DEFAULT_KEYS, redact, redact_text
 
 #: Orders what one process writes in the same moment; times order the rest.
 _steps = itertools.count()
@@ -24,6 +26,9 @@ _LARGEST_STEP = 2**31
 
 class Writes:
     """The entities of the transaction, one object each, and what is to be written of them."""
+
+    #: What the history, which is for people, may not tell.
+    redact_keys: tuple[str, ...] = DEFAULT_KEYS
 
     def __init__(self, connection: Connection, now: datetime, worker: str, observed: bool) -> None:
         self.connection = connection
@@ -75,10 +80,10 @@ class Writes:
             "event": event,
             "from_status": old,
             "to_status": new,
-            "reason": reason or None,
-            "actor": actor,
+            "reason": self._shown(reason) or None,
+            "actor": self._shown(actor),
             "worker": self.worker,
-            "details": details,
+            "details": redact(details, self.redact_keys) if details else details,
             # Not when the transaction began: it may have waited for one that moved the same stage.
             "at": self.clock(),
         }
@@ -86,6 +91,9 @@ class Writes:
         if self._observed:
             workflow = self._workflows.get(workflow_id) or (None if stage is None else stage.execution)
             self.transitions.append(transition_of(row, workflow, stage))
+
+    def _shown(self, said: str | None) -> str | None:
+        return storable_text(redact_text(said, self.redact_keys)) if said else said
 
     def flush(self) -> None:
         """Write everything collected so far."""
@@ -122,6 +130,7 @@ class Writes:
     def _flush_workflows(self) -> None:
         for workflow_id, count in self._branches.items():
             write(self.connection, queries.add_branches, [{"_id": workflow_id, "started": count}])
+            self._workflows[workflow_id].live_branches += count
         self._branches = {}
         for workflow_id in self._workflow_changes.keys() | self._slot_changes.keys():
             workflow = self._workflows[workflow_id]

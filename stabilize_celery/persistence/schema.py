@@ -11,6 +11,8 @@ from stabilize_celery.persistence.tables import PREFIX, STORAGE, metadata
 #: The Alembic revision this release needs.
 CURRENT = "0001"
 VERSION_TABLE = PREFIX + "schema_version"
+#: What :func:`lock` executes on PostgreSQL.
+LOCK = "SELECT pg_advisory_xact_lock(7305810225)"
 
 
 def create_all(database: Database) -> None:
@@ -39,7 +41,7 @@ def create_all(database: Database) -> None:
 def lock(connection: Connection) -> None:
     """Until the transaction ends nobody else makes or changes the tables: two processes may start at once."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(7305810225)"))
+        connection.execute(text(LOCK))
 
 
 def _set_storage(connection: Connection) -> None:

@@ -1,0 +1,1 @@
+"""Migrations for ``manage.py migrate``: one for each revision in ``stabilize_celery/persistence/migrations``."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from stabilize_celery.delivery.refill import Refilled, refill, refill_here
+from stabilize_celery.errors import RecoveryError
+from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence.letter_store import find_letters
 from stabilize_celery.recovery.audit import Auditor
 from stabilize_celery.recovery.dead_letters import DeadLetters
 from stabilize_celery.recovery.problem import Audit
+from stabilize_celery.recovery.retention import ENDS, Pruned, prune
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from stabilize_celery.delivery.dispatch import Dispatcher
+    from stabilize_celery.delivery.dispatch import Dispatcher, Publisher
     from stabilize_celery.persistence.store import WorkflowStore
+    from stabilize_celery.settings import Settings
 
 #: Seconds after its time a message counts as overdue.
 OVERDUE = 60.0
@@ -30,6 +36,10 @@ class Maintenance:
         def store(self) -> WorkflowStore: ...
         @property
         def dispatcher(self) -> Dispatcher: ...
+        @property
+        def publisher(self) -> Publisher: ...
+        @property
+        def settings(self) -> Settings: ...
 
     def audit(
         self,
@@ -59,6 +69,55 @@ class Maintenance:
         auditor = Auditor(self.dispatcher, has_broker=self.app is not None, overdue=overdue)
         found = auditor.audit(workflow_id, on_progress)
         return auditor.repair(found, user) if repair else found
+
+    def rebuild(self, on_progress: Callable[[Refilled], None] | None = None) -> Refilled:
+        """Send everything again that somebody could handle now: for a broker that was wiped or replaced.
+
+        Workers may run meanwhile: what is delivered twice is handled once.  What a worker is at, and what waits for
+        its time, is left alone.  On an embedded engine it is handed to :attr:`processor`.
+
+        Args:
+            on_progress: called after each window of messages.
+
+        Raises:
+            QueueError: the broker cannot be reached; the relays send the rest when it is back.
+        """
+        if self.app is not None:
+            from stabilize_celery.delivery.publisher import CeleryPublisher
+
+            assert isinstance(self.publisher, CeleryPublisher)
+            return refill(self.app, self.store, self.settings, self.publisher, on_progress)
+        return refill_here(self.store, self.settings, self.publisher, on_progress)
+
+    def prune(
+        self,
+        older_than: timedelta | None = None,
+        *,
+        statuses: Collection[WorkflowStatus] = ENDS,
+        dry_run: bool = False,
+        batch: int = 100,
+        on_progress: Callable[[Pruned], None] | None = None,
+    ) -> Pruned:
+        """Delete workflows that ended long ago, with their history and dead letters; workers may run meanwhile.
+
+        Never one that has not ended, that a message is about (a hook that is still to be called), or whose parent or
+        sub-workflow is at work.
+
+        Args:
+            older_than: how long ago they ended at least; the setting ``retention`` by default.
+            statuses: how they ended.
+            dry_run: only count.
+            batch: how many are deleted in one transaction.
+            on_progress: called after each batch.
+
+        Raises:
+            RecoveryError: an age or a status that makes no sense, or no age at all.
+        """
+        if older_than is None:
+            if self.settings.retention is None:
+                raise RecoveryError("say how old: older_than=timedelta(days=30), or set stabilize_retention")
+            older_than = timedelta(seconds=self.settings.retention)
+        return prune(self.store, older_than, statuses, dry_run=dry_run, batch=batch, on_progress=on_progress)
 
     # ------------------------------------------------------------------ dead letters
 

@@ -108,6 +108,9 @@ class Settings(BaseModel):
     control_max_attempts: int = Field(
         10, ge=1, description="Failures after which a control message is a dead letter."
     )
+    retention: float | None = Field(
+        None, ge=0, description="How long workflows that have ended are kept, if `prune` is not told."
+    )
 
     send_events: bool = Field(
         False, description="Send Celery events for what workflows do and for messages handled in place."

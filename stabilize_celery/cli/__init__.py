@@ -28,6 +28,10 @@ _COMMANDS = {
     "graph": "files",
     "schema": "files",
     "migrate": "migrating",
+    "audit": "mending",
+    "rebuild": "mending",
+    "dead-letters": "dead_letters",
+    "prune": "pruning",
     "flower": "flower",
     "doctor": "doctor",
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
@@ -28,3 +30,13 @@ def is_terminal(stream: object) -> bool:
 def knows_only_ascii(console: Console) -> bool:
     """Whether the output cannot take symbols."""
     return not console.encoding.lower().startswith("utf")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int], None]]:
+    """Show a person how many of something are done; nobody else is shown anything."""
+    if not is_terminal(sys.stderr):
+        yield lambda number: None
+        return
+    with make_console(sys.stderr).status(f"0 {what}") as status:
+        yield lambda number: status.update(f"{number:,} {what}")

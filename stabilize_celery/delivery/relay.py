@@ -51,6 +51,7 @@ class Relay:
         self._window: ConfirmWindow | None = None
         self.sent = 0
         self.resent = 0
+        self.leases_lost = 0
         self.failures = 0
 
     def start(self) -> None:
@@ -68,7 +69,13 @@ class Relay:
     def info(self) -> dict[str, Any]:
         """For ``celery inspect stats``."""
         alive = self._thread is not None and self._thread.is_alive()
-        return {"alive": alive, "sent": self.sent, "resent": self.resent, "failures": self.failures}
+        return {
+            "alive": alive,
+            "sent": self.sent,
+            "resent": self.resent,
+            "leases_lost": self.leases_lost,
+            "failures": self.failures,
+        }
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -95,26 +102,35 @@ class Relay:
 
     def sweep(self) -> int:
         """Send one batch of what is due; returns how many messages were due."""
-        rows = self._store.take_due(self._settings.relay_batch, self._next_send)
+        rows = self._store.take_due(self._settings.relay_batch, self.next_send)
         if not rows:
             return 0
         reach("relay.taken")
-        chosen = self._without_backlog(rows)
-        vanished = [row["id"] for row in chosen if waits_in(row) is not None]
+        self.send(self._without_backlog(rows))
+        reach("relay.sent")
+        return len(rows)
+
+    def send(self, rows: list[dict[str, Any]]) -> set[str]:
+        """Send messages, and wait until the broker has them.
+
+        Returns:
+            The ids of those that it refused or that no queue takes; they are sent again soon.
+        """
+        vanished = [row["id"] for row in rows if waits_in(row) is not None]
         if vanished:
             self._store.take_back(vanished)
-        failed = self._send([outgoing(row) for row in chosen])
-        reach("relay.sent")
+        failed = self._send([outgoing(row) for row in rows])
         if failed:
             logger.error(
                 "%d messages were refused or have no queue: %s", len(failed), self._queues(rows, failed)
             )
             self._store.send_soon(list(failed), self._settings.relay_interval)
-        self.sent += len(chosen) - len(failed)
-        self.resent += sum(row["sends"] > 0 for row in chosen)
-        return len(rows)
+        self.sent += len(rows) - len(failed)
+        self.resent += sum(row["sends"] > 0 for row in rows)
+        self.leases_lost += sum(row["lease_owner"] is not None and waits_in(row) is None for row in rows)
+        return failed
 
-    def _next_send(self, row: dict[str, Any]) -> float:
+    def next_send(self, row: dict[str, Any]) -> float:
         """How long to wait for something to come of it: longer each time."""
         delay = self._settings.resend_delay * 2.0 ** min(row["sends"], 16)
         return float(min(delay, self._settings.resend_delay_max))
@@ -129,12 +145,13 @@ class Relay:
             if was_sent:
                 queue = row["queue"]
             if queue and queue not in depths:
-                depths[queue] = self._depth(queue)
+                depths[queue] = self.depth(queue)
             if not queue or depths[queue] == 0:
                 chosen.append(row)
         return chosen
 
-    def _depth(self, queue: str) -> int:
+    def depth(self, queue: str) -> int:
+        """How many messages wait in a queue; none if it does not exist, or the broker cannot tell."""
         window = self._ready()
         if window is None:
             return 0
@@ -154,6 +171,14 @@ class Relay:
         for queue in {message.queue for message in messages}:
             self._app.amqp.queues[queue](self._connection.default_channel).declare()  # type: ignore[union-attr]
         return window.send(messages)
+
+    def connect(self) -> None:
+        """Connect to the broker; otherwise done at first use."""
+        self._ready()
+
+    def disconnect(self) -> None:
+        """Close the connection; the next use makes another."""
+        self._drop()
 
     def _ready(self) -> ConfirmWindow | None:
         """The window; ``None`` on a broker without confirms."""

@@ -151,7 +151,7 @@ class _Examination:
     def _check_arrivals(self, top: Iterable[StageExecution], arrivals: dict[str, tuple[int, bool]]) -> None:
         for stage in top:
             counted = (stage.open_upstreams, stage.blocked)
-            if stage.id not in arrivals or stage.released or counted == arrivals[stage.id]:
+            if stage.id not in arrivals or counted == arrivals[stage.id]:
                 continue
             still_open, blocked = arrivals[stage.id]
             self._problem(
@@ -176,30 +176,24 @@ class _Examination:
             self._puzzle(stage, f"a stage is never {stage.status}")
 
     def _not_started(self, stage: StageExecution) -> None:
-        if self._sent(stage) & _STARTERS:
-            self.causes["message"] += 1
-        elif not stage.is_synthetic:
-            # What is wrong with those of the workflow itself shows in its counts.
-            self.causes["stage never starts" if stage.blocked else "waits for other stages"] += 1
-        elif stage.blocked or self._ended(stage.parent_stage_id):
+        parent = self.family.by_id.get(stage.parent_stage_id or "")
+        if stage.blocked or (stage.is_synthetic and (parent is None or parent.status.is_complete)):
             self.causes["stage never starts"] += 1
-        elif stage.open_upstreams == 0:
-            self._problem(
-                "no message",
-                "it is ready, and no message starts it",
-                Remedy.SEND,
-                stage,
-                StartStage(**_ids(stage)),
-            )
-        elif self.family.wrong_arrivals(stage):
+        elif stage.is_synthetic and stage.open_upstreams and self.family.wrong_arrivals(stage):
             self._problem(
                 "wrong count",
                 f"it waits for {_stages(stage.open_upstreams, False)}, and that is not so",
                 Remedy.RECOUNT_CHILDREN,
                 stage,
             )
-        else:
+        elif self._sent(stage) & _STARTERS:
+            self.causes["message"] += 1
+        elif stage.open_upstreams or not stage.is_synthetic:
+            # What is wrong with those of the workflow itself shows in its counts.
             self.causes["waits for other stages"] += 1
+        else:
+            start = StartStage(**_ids(stage))
+            self._problem("no message", "it is ready, and no message starts it", Remedy.SEND, stage, start)
 
     def _running(self, stage: StageExecution) -> None:
         sent = self._sent(stage)
@@ -285,10 +279,6 @@ class _Examination:
             self._problem("not woken", "it is PAUSED, and its workflow is not", Remedy.WAKE, stage)
 
     # ------------------------------------------------------------------ small parts
-
-    def _ended(self, stage_id: str | None) -> bool:
-        parent = self.family.by_id.get(stage_id or "")
-        return parent is None or parent.status.is_complete
 
     def _sent(self, stage: StageExecution) -> set[str]:
         return {row["type"] for row in self.by_stage.get((stage.id, stage.generation), ())}

@@ -65,6 +65,9 @@ class DamagedMachine(Machine):
             assert not found.problems, found.problems
         return super().step()
 
+    def _check_executions(self) -> None:
+        """Attempts are counted in the message: one that is lost begins again."""
+
     def _damage(self, what: str, number: int) -> None:
         table, condition, values = {
             "messages": (messages, messages.c.type.not_in(SPARED), None),

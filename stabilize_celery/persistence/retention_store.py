@@ -1,0 +1,103 @@
+"""Deleting what is old, in short transactions, without ever touching what is alive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
+
+from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.persistence.audit_store import LIVE
+from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.persistence.tables import dead_letters, messages, workflows
+
+_parents = workflows.alias("parents")
+_children = workflows.alias("children")
+
+
+def _is_old(before: datetime, statuses: Sequence[WorkflowStatus]) -> ColumnElement[bool]:
+    """It has ended before that time, and nothing alive has to do with it.
+
+    A message may be a hook that is still to be called, or a restart that is on its way.
+    """
+    return and_(
+        workflows.c.status.in_(statuses),
+        workflows.c.end_time < before,
+        ~exists().where(messages.c.workflow_id == workflows.c.id),
+        ~exists().where(_parents.c.id == workflows.c.parent_workflow_id, _parents.c.status.in_(LIVE)),
+        ~exists().where(_children.c.parent_workflow_id == workflows.c.id, _children.c.status.in_(LIVE)),
+    )
+
+
+def _is_stray(before: datetime) -> ColumnElement[bool]:
+    """A dead letter of long ago about no workflow, or about one that is gone."""
+    known = exists().where(workflows.c.id == dead_letters.c.workflow_id)
+    return and_(dead_letters.c.died_at < before, or_(dead_letters.c.workflow_id.is_(None), ~known))
+
+
+def count_old(
+    store: WorkflowStore, before: datetime, statuses: Sequence[WorkflowStatus]
+) -> tuple[dict[WorkflowStatus, int], int]:
+    """How many workflows of each status would be deleted, and how many dead letters."""
+    with store.database.autocommit() as connection:
+        counted = connection.execute(
+            select(workflows.c.status, func.count().label("n"))
+            .where(_is_old(before, statuses))
+            .group_by(workflows.c.status)
+        )
+        by_status = {row.status: int(row.n) for row in counted}
+    with store.database.autocommit() as connection:
+        theirs = exists().where(workflows.c.id == dead_letters.c.workflow_id, _is_old(before, statuses))
+        letters = connection.execute(
+            select(func.count()).select_from(dead_letters).where(or_(theirs, _is_stray(before)))
+        ).scalar_one()
+    return by_status, int(letters)
+
+
+def delete_old(
+    store: WorkflowStore, before: datetime, status: WorkflowStatus, after: str, limit: int
+) -> tuple[list[str], int, str | None]:
+    """Delete up to ``limit`` workflows of a status with everything about them: one transaction.
+
+    Args:
+        store: where.
+        before: they ended before that time.
+        status: how they ended.
+        after: look at ids above this one only.
+        limit: at most so many.
+
+    Returns:
+        The ids, the number of dead letters that went with them, and where to go on; ``None`` at the end.
+    """
+    chosen = (
+        select(workflows.c.id)
+        .where(_is_old(before, (status,)), workflows.c.id > after)
+        .order_by(workflows.c.id)
+        .limit(limit)
+        # One that somebody is at is left for the next time.
+        .with_for_update(of=workflows, skip_locked=True)
+    )
+    with store.database.begin() as connection:
+        locked = list(connection.execute(chosen).scalars())
+        if not locked:
+            return [], 0, None
+        # Now that nobody can change them: what was sent to them since is seen by this statement.
+        ids = list(
+            connection.execute(
+                select(workflows.c.id).where(workflows.c.id.in_(locked), _is_old(before, (status,)))
+            ).scalars()
+        )
+        letters = connection.execute(delete(dead_letters).where(dead_letters.c.workflow_id.in_(ids))).rowcount
+        connection.execute(delete(workflows).where(workflows.c.id.in_(ids)))
+    return ids, letters, locked[-1] if len(locked) == limit else None
+
+
+def delete_stray_letters(store: WorkflowStore, before: datetime, limit: int) -> int:
+    """Delete up to ``limit`` dead letters of long ago that belong to no workflow; returns how many."""
+    chosen = select(dead_letters.c.id).where(_is_stray(before)).order_by(dead_letters.c.id).limit(limit)
+    with store.database.begin() as connection:
+        ids = list(connection.execute(chosen).scalars())
+        if not ids:
+            return 0
+        return connection.execute(delete(dead_letters).where(dead_letters.c.id.in_(ids))).rowcount

@@ -61,8 +61,8 @@ def detail_of_stage(store: WorkflowStore, workflow_id: str, stage_id: str) -> St
             found,
             _nodes(connection, {origin.stage_id for origin in found.values()}),
             problem,
-            _about(connection, messages, stage_id),
-            _about(connection, signals, stage_id),
+            _about(connection, messages, workflow_id, stage_id),
+            _about(connection, signals, workflow_id, stage_id),
         )
 
 
@@ -99,8 +99,10 @@ def _nodes(connection: Connection, ids: set[str]) -> dict[str, StageExecution]:
     return {row.id: rows.stage_from_row(dict(row._mapping)) for row in found}
 
 
-def _about(connection: Connection, table: Table, stage_id: str) -> list[dict[str, Any]]:
-    statement = select(table).where(table.c.stage_id == stage_id).order_by(table.c.id).limit(100)
+def _about(connection: Connection, table: Table, workflow_id: str, stage_id: str) -> list[dict[str, Any]]:
+    # The workflow is named for the sake of the index.
+    ours = (table.c.workflow_id == workflow_id, table.c.stage_id == stage_id)
+    statement = select(table).where(*ours).order_by(table.c.id).limit(100)
     return [dict(row._mapping) for row in connection.execute(statement)]
 
 

@@ -13,12 +13,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import event, select, update
+from sqlalchemy import create_engine, event, select, update
 from sqlalchemy.engine import make_url
 
 from stabilize_celery import Stabilize, Workflow, WorkflowRun
 from stabilize_celery.crash_points import watching
 from stabilize_celery.persistence import tables
+from stabilize_celery.persistence.types import dumps
 from tests.conformance import behaviours
 from tests.processes import wait_until
 
@@ -148,6 +149,9 @@ class Scene:
         self._stack = stack
         address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
         self._server = stack.enter_context(psycopg.connect(address, autocommit=True))
+        # What the test itself asks is not among what the engine asks.
+        self._eyes = create_engine(url, json_serializer=dumps)
+        stack.callback(self._eyes.dispose)
         self.engine = stack.enter_context(engine_on(url, **settings))
         stack.enter_context(watching(_watch))
 
@@ -175,7 +179,7 @@ class Scene:
             .where(messages.c.due_at <= self.engine.store.now(), messages.c.lease_owner.is_(None))
             .order_by(messages.c.id)
         )
-        with self.engine.store.database.autocommit() as connection:
+        with self._eyes.connect() as connection:
             rows = [dict(row._mapping) for row in connection.execute(statement)]
         for row in rows:
             row["ref"] = row["name"] if row["parent_stage_id"] else row["ref_id"]
@@ -242,7 +246,7 @@ class Scene:
 
     def execute(self, statement: Any) -> list[Any]:
         """A statement of the test's own, committed."""
-        with self.engine.store.database.begin() as connection:
+        with self._eyes.begin() as connection:
             result = connection.execute(statement)
             return list(result) if result.returns_rows else []
 

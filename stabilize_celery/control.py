@@ -223,6 +223,8 @@ class Control:
 
     def _stage(self, workflow_id: str, ref_id: str) -> tuple[Workflow, StageExecution]:
         workflow = self.store.retrieve(workflow_id)
+        if not isinstance(ref_id, str):
+            raise StageNotFoundError(f"a stage is named by its ref_id, not by {ref_id!r:.100}")
         stage = workflow.stage_by_ref_id(ref_id)
         if stage is None:
             # Synthetic stages have made-up ref_ids; people know them by name.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.error import URLError
 
@@ -325,26 +325,34 @@ def is_transient(error: BaseException | None) -> bool:
     What is not marked by :class:`TransientError` or :class:`PermanentError` is judged by its type, then by its name,
     then by its cause.
     """
-    while error is not None:
-        if isinstance(error, TransientError):
+    for cause in causes_of(error):
+        if isinstance(cause, TransientError):
             return True
-        if isinstance(error, PermanentError):
+        if isinstance(cause, PermanentError):
             return False
-        if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
+        if isinstance(cause, (ConnectionError, TimeoutError, socket.gaierror)):
             return True
-        if isinstance(error, URLError):
+        if isinstance(cause, URLError):
             # HTTPError is a URLError too; an answer such as 404 will not change by asking again.
-            status = getattr(error, "code", None)
+            status = getattr(cause, "code", None)
             return status is None or status == 429 or status >= 500
-        if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
+        if isinstance(cause, OSError) and cause.errno in _TRANSIENT_ERRNOS:
             return True
-        name = type(error).__name__.lower()
+        name = type(cause).__name__.lower()
         if any(part in name for part in _PERMANENT_NAMES):
             return False
         if any(part in name for part in _TRANSIENT_NAMES):
             return True
-        error = error.__cause__
     return False
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, the cause of that; ends even if one of them is its own cause."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
 
 
 def truncate_error(text: str, limit: int = MAX_STORED_ERROR_BYTES) -> str:

@@ -78,6 +78,22 @@ def dumps_json(
     return text
 
 
+def is_storable(value: Any) -> bool:
+    """Whether it is text that a text column takes."""
+    if not isinstance(value, str) or "\x00" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def storable_text(text: str) -> str:
+    """Text as a text column takes it: NUL and halves of surrogate pairs, which it refuses, are replaced."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
 def _has_text_keys_and_depth(value: Any) -> bool:
     """json.dumps would turn a number used as a key into text without saying so."""
     level = [value] if isinstance(value, _CONTAINERS) else []

@@ -95,6 +95,18 @@ class StartStages(WorkflowLevel):
     #: [stage id, generation] of each.
     stages: list[list[Any]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        for each in self.stages:
+            if not (
+                isinstance(each, list | tuple)
+                and len(each) == 2
+                and isinstance(each[0], str)
+                and type(each[1]) is int
+            ):
+                raise InvalidMessageError(
+                    f"message StartStages: {each!r:.100} is not an id and a generation of a stage"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SkipStage(StageLevel):
@@ -324,11 +336,13 @@ def decode(type_name: str, envelope: dict[str, Any], payload: dict[str, Any], ve
         UnknownMessageError: the type, or its version, is not known to this release.
         InvalidMessageError: a field is missing, unexpected, or of the wrong type.
     """
-    cls = MESSAGE_TYPES.get(type_name)
+    cls = MESSAGE_TYPES.get(type_name) if isinstance(type_name, str) else None
     if cls is None:
         raise UnknownMessageError(
             f"message type {type_name!r} is unknown to this worker; a newer one may know it"
         )
+    if not isinstance(version, int):
+        raise InvalidMessageError(f"message {type_name} has the version {version!r}, which is no number")
     if version > cls.version:
         raise UnknownMessageError(
             f"message {type_name} has version {version}, this worker knows {cls.version}; upgrade the worker"
@@ -336,10 +350,6 @@ def decode(type_name: str, envelope: dict[str, Any], payload: dict[str, Any], ve
     if not isinstance(payload, dict):
         raise InvalidMessageError(
             f"message {type_name}: its payload is {type(payload).__name__}, not an object"
-        )
-    if not isinstance(payload, dict):
-        raise InvalidMessageError(
-            f"message {type_name} has a {type(payload).__name__} instead of a mapping of its fields"
         )
     own = {f.name for f in fields(cls)}
     values = {key: value for key, value in envelope.items() if key in own and value is not None}

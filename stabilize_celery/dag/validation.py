@@ -16,7 +16,7 @@ from stabilize_celery.errors import (
     InvalidWorkflowError,
     UnknownReducerError,
 )
-from stabilize_celery.jsonable import ensure_json
+from stabilize_celery.jsonable import ensure_json, is_storable
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
@@ -120,6 +120,11 @@ def _check_workflow(workflow: Workflow) -> None:
     check_text(workflow.application, "application of the workflow")
     check_text(workflow.name, "name of the workflow")
     where = f"workflow {workflow.name}"
+    for part in ("pipeline_config_id", "dedup_key", "origin", "config_version"):
+        if getattr(workflow, part) is not None:
+            check_text(getattr(workflow, part), f"{where}: {part}")
+    if not 0 <= workflow.max_concurrent_executions < 2**31:
+        raise InvalidWorkflowError(f"{where}: maxConcurrentExecutions cannot be that large")
     _check_time(workflow.start_time_expiry, f"{where}: start_time_expiry")
     _check_mapping(workflow.context, f"{where}: context")
     trigger = workflow.trigger
@@ -161,11 +166,7 @@ def check_text(value: Any, where: str) -> None:
     """
     if not _is_text(value):
         raise InvalidWorkflowError(f"{where} must be text, not {value!r}")
-    try:
-        storable = "\x00" not in value and bool(value.encode() or True)
-    except UnicodeEncodeError:
-        storable = False
-    if not storable:
+    if not is_storable(value):
         raise InvalidWorkflowError(f"{where} has characters that cannot be stored: {value!r}")
 
 

@@ -92,7 +92,7 @@ def read_json(path: Path) -> Document:
             keys = [key for key, _ in pairs]
             key = next(key for key in keys if keys.count(key) > 1)
             place = first_duplicate(compose_json(text), key)
-            raise file_error(path, f"the key {key!r} occurs twice", place)
+            raise file_error(path, f"the key {key[:80]!r} occurs twice", place)
         return found
 
     try:
@@ -146,9 +146,9 @@ class _Builder:
             key = self.build(key_node)
             if not isinstance(key, str):
                 shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "..."
-                raise self._error(key_node, f"keys are text; write {shown!r} in quotes")
+                raise self._error(key_node, f"keys are text; write {shown[:80]!r} in quotes")
             if key in own:
-                raise self._error(key_node, f"the key {key!r} occurs twice")
+                raise self._error(key_node, f"the key {key[:80]!r} occurs twice")
             own[key] = self.build(value_node)
         return {**(merged or {}), **own}
 
@@ -166,18 +166,18 @@ class _Builder:
         if kind in ("str", "timestamp", "value") or (kind in ("int", "float") and ":" in node.value):
             return node.value
         if kind not in ("null", "bool", "int", "float"):
-            raise self._error(node, f"the tag {node.tag!r} is not supported")
+            raise self._error(node, f"the tag {node.tag[:80]!r} is not supported")
         try:
             value = getattr(self._scalars, f"construct_yaml_{kind}")(node)
         except (ValueError, LookupError, OverflowError) as failure:
             raise self._error(node, f"not a value of type {kind}: {failure}") from None
         if isinstance(value, float) and not math.isfinite(value):
-            raise self._error(node, f"{node.value} cannot be stored as JSON; write null")
+            raise self._error(node, f"{node.value:.80} cannot be stored as JSON; write null")
         return value
 
     def _check_tag(self, node: yaml.Node, kind: str) -> None:
         if node.tag != f"tag:yaml.org,2002:{kind}":
-            raise self._error(node, f"the tag {node.tag!r} is not supported")
+            raise self._error(node, f"the tag {node.tag[:80]!r} is not supported")
 
     def _error(self, node: yaml.Node, problem: str) -> WorkflowFileError:
         return file_error(self._path, problem, place_of(node))

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from stabilize_celery.errors import InvalidWorkflowError
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.task import TaskExecution
@@ -106,7 +107,7 @@ class StageExecution:
             ref_id=ref_id,
             type=type,
             name=name,
-            context=dict(context or {}),
+            context=_mapping(context, ref_id),
             requisite_stage_ref_ids=set(requisite_stage_ref_ids or ()),
         )
 
@@ -125,7 +126,7 @@ class StageExecution:
             ref_id=ref_id,
             type=type,
             name=name or ref_id,
-            context=dict(context or {}),
+            context=_mapping(context, ref_id),
             requisite_stage_ref_ids=set(requires or ()),
             tasks=[TaskExecution.create(name or ref_id, type, stage_start=True, stage_end=True)],
             output_reducers=dict(output_reducers or {}),
@@ -169,7 +170,7 @@ class StageExecution:
             ref_id=new_id(),
             type=type,
             name=name,
-            context=dict(context or {}),
+            context=_mapping(context, name),
             tasks=list(tasks or ()),
             parent_stage_id=parent.id,
             synthetic_stage_owner=owner,
@@ -297,3 +298,11 @@ class StageExecution:
         if own.get("continuePipelineOnFailure") or own.get("continuePipeline"):
             return WorkflowStatus.FAILED_CONTINUE
         return default if own.get("failPipeline", True) else WorkflowStatus.STOPPED
+
+
+def _mapping(context: Mapping[str, Any] | None, ref_id: str) -> dict[str, Any]:
+    if context is not None and not isinstance(context, Mapping):
+        raise InvalidWorkflowError(
+            f"stage {ref_id}: context must be a mapping, not of type {type(context).__name__}"
+        )
+    return dict(context or {})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from sqlalchemy import or_, select
 
+from stabilize_celery.jsonable import is_storable
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import workflows
 
 
 def ids_matching(store: WorkflowStore, part: str, limit: int) -> list[str]:
     """Ids that end or begin with ``part``, newest first."""
+    if not is_storable(part):
+        return []
     statement = (
         select(workflows.c.id)
         .where(

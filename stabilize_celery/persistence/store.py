@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
 from stabilize_celery.errors import WorkflowNotFoundError, WorkflowStateError
+from stabilize_celery.jsonable import is_storable
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
@@ -83,13 +84,11 @@ class WorkflowStore(MessageStore, HandOverStore):
         Raises:
             WorkflowNotFoundError: there is none of that id.
         """
-        parameters = {"workflow_id": workflow_id}
+        parameters = {"workflow_id": self._possible(workflow_id)}
         with self.database.begin() as connection:
             found = connection.execute(queries.read_workflow, parameters).one_or_none()
             if found is None:
-                raise WorkflowNotFoundError(
-                    f"there is no workflow {workflow_id} in {self.database.name}", execution_id=workflow_id
-                )
+                raise self._unknown(workflow_id)
             stage_rows = connection.execute(queries.read_all_stages, parameters).all()
             edge_rows = connection.execute(queries.read_edges, parameters).all()
         workflow = rows.workflow_from_row(dict(found._mapping))
@@ -110,13 +109,24 @@ class WorkflowStore(MessageStore, HandOverStore):
         Raises:
             WorkflowNotFoundError: there is none of that id.
         """
+        parameters = {"workflow_id": self._possible(workflow_id)}
         with self.database.autocommit() as connection:
-            found = connection.execute(queries.read_workflow, {"workflow_id": workflow_id}).one_or_none()
+            found = connection.execute(queries.read_workflow, parameters).one_or_none()
         if found is None:
-            raise WorkflowNotFoundError(
-                f"there is no workflow {workflow_id} in {self.database.name}", execution_id=workflow_id
-            )
+            raise self._unknown(workflow_id)
         return rows.workflow_from_row(dict(found._mapping))
+
+    def _possible(self, workflow_id: str) -> str:
+        """Refuse what cannot be an id before the database's driver chokes on it."""
+        if not is_storable(workflow_id):
+            raise self._unknown(workflow_id)
+        return workflow_id
+
+    def _unknown(self, workflow_id: str) -> WorkflowNotFoundError:
+        shown = workflow_id if is_storable(workflow_id) else f"{workflow_id!r:.100}"
+        return WorkflowNotFoundError(
+            f"there is no workflow {shown} in {self.database.name}", execution_id=workflow_id
+        )
 
     def find(
         self,
@@ -135,6 +145,8 @@ class WorkflowStore(MessageStore, HandOverStore):
             workflows.c.name: name,
             workflows.c.status: status,
         }
+        if not all(text is None or is_storable(text) for text in (application, name, before)):
+            return []
         for column, value in conditions.items():
             if value is not None:
                 statement = statement.where(column == value)
@@ -151,6 +163,8 @@ class WorkflowStore(MessageStore, HandOverStore):
 
     def exists(self, workflow_id: str) -> bool:
         """Whether there is a workflow of that id."""
+        if not is_storable(workflow_id):
+            return False
         with self.database.autocommit() as connection:
             return (
                 connection.execute(select(workflows.c.id).where(workflows.c.id == workflow_id)).first()

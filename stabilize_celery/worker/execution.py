@@ -17,6 +17,7 @@ from stabilize_celery.errors import (
     TaskNotFoundError,
     TaskTimeoutError,
     TransientError,
+    causes_of,
     describe_error,
     is_transient,
 )
@@ -291,6 +292,9 @@ class _Attempt:
     ) -> Outcome:
         if result.status is S.REDIRECT and result.target_stage_ref_id is None:
             return failure(ValueError("REDIRECT result without target_stage_ref_id"))
+        if not isinstance(result.target_stage_ref_id, str | None):
+            kind = type(result.target_stage_ref_id).__name__
+            return failure(TypeError(f"the target of a jump is a ref_id, not of type {kind}"))
         if result.status in _IMPOSSIBLE:
             return failure(ValueError(f"task {task.name} returned the status {result.status}"))
         if result.hand_over is not None:
@@ -352,8 +356,7 @@ def _is_hook(message: RunTask | RunHook) -> bool:
 
 
 def _context_update(error: BaseException | None) -> dict[str, Any]:
-    while error is not None:
-        if isinstance(error, TransientError) and error.context_update:
-            return dict(error.context_update)
-        error = error.__cause__
+    for cause in causes_of(error):
+        if isinstance(cause, TransientError) and cause.context_update:
+            return dict(cause.context_update)
     return {}

@@ -43,6 +43,7 @@ class Sends(Loads):
     ) -> None:
         super().__init__(connection, now, worker, observed)
         self.settings = settings
+        self.redact_keys = settings.redact_keys
         self.inline = settings.inline if inline is None else inline
         # A stage that starts takes two follow-ons, and there are some besides.
         self.batch = max(1, settings.inline_batch * 2 // 5) if self.inline else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from stabilize_celery.cli.discretion import hide, print_anything, shown
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import ConfigurationError, StabilizeError, WorkflowFileError
 
@@ -37,6 +38,7 @@ class EngineCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Call it; whatever it raises ends the command with one message."""
         show_where = ctx.params.pop("traceback", False)
+        print_anything()
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -49,7 +51,7 @@ class EngineCommand(click.Command):
             if not isinstance(error, WorkflowFileError):
                 # What drivers say may have several lines; of a file each problem has one.
                 message = " ".join(message.split())
-            click.secho(f"Error: {message}", err=True, fg="red")
+            click.secho(f"Error: {shown(message)}", err=True, fg="red")
             raise click.exceptions.Exit(1) from error
 
 
@@ -121,7 +123,9 @@ def engine_of_app(ctx: click.Context) -> Stabilize | None:
         return None
     from stabilize_celery.delivery.install import engine_of
 
-    return engine_of(app)
+    engine = engine_of(app)
+    hide(engine.settings.redact_keys)
+    return engine
 
 
 def database_url_of(ctx: click.Context) -> str | None:
@@ -149,6 +153,7 @@ def open_engine(ctx: click.Context, *, make_tables: bool = False, check: bool = 
                 "name the app with -A, or the database with --database-url or STABILIZE_DATABASE_URL"
             )
         engine = Stabilize.embedded(url, create_tables=False, check_types=False, resend_delay=_AT_ONCE)
+        hide(engine.settings.redact_keys)
     ctx.call_on_close(engine.close)
     if check:
         check_tables(engine, make_tables=make_tables)

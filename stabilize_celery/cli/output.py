@@ -12,6 +12,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from stabilize_celery.cli.discretion import shown
 from stabilize_celery.cli.layout import title
 from stabilize_celery.cli.shapes import history_shape
 from stabilize_celery.cli.terminal import make_console
@@ -23,7 +24,7 @@ _LONGEST_VALUE = 2000
 
 def print_json(value: Any) -> None:
     """One JSON document."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(shown(value), indent=2, ensure_ascii=False))
 
 
 def print_workflows(found: Sequence[Workflow], now: datetime) -> None:
@@ -46,14 +47,14 @@ def print_outputs(outputs: Mapping[str, Any]) -> None:
     """Keys and their values."""
     if outputs:
         table = _table("output", "value")
-        for key, value in outputs.items():
+        for key, value in shown(outputs).items():
             table.add_row(Text(key, style="bold"), _value(value))
         _print(table)
 
 
 def print_stage_outputs(workflow: Workflow) -> None:
     """Keys and their values, stage by stage."""
-    rows = [(stage, key, value) for stage in workflow.stages for key, value in stage.outputs.items()]
+    rows = [(stage, key, value) for stage in workflow.stages for key, value in shown(stage.outputs).items()]
     if rows:
         table = _table("stage", "output", "value")
         for stage, key, value in sorted(rows, key=lambda row: row[0].rank):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from stabilize_celery.cli.discretion import shown
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 
@@ -55,6 +56,10 @@ def attempts(stage: StageExecution) -> int:
 
 def error_text(stage: StageExecution) -> str:
     """What went wrong in a stage that failed, or in the last attempt of one that is being retried."""
+    return str(shown(_error_of(stage)))
+
+
+def _error_of(stage: StageExecution) -> str:
     if stage.status.is_failure:
         own = stage.own_context
         return _details(own.get("exception")) or str(own.get("error") or "")

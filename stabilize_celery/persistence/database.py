@@ -233,6 +233,13 @@ def _begin_immediate(connection: Connection) -> None:
 _open_databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
+def disconnect() -> None:
+    """Close the connections of this process that nobody uses at the moment; they are made again when needed."""
+    for database in list(_open_databases):
+        if not database._in_memory:
+            database.engine.dispose()
+
+
 def _forget_inherited_connections() -> None:
     for database in list(_open_databases):
         database.engine.dispose(close=False)

@@ -10,6 +10,8 @@ from django.db import connections
 from psycopg.pq import Conninfo
 from sqlalchemy import URL
 
+from stabilize_celery.contrib.django.testing import is_test_run, release_test_databases
+
 #: Keywords of libpq that have a place of their own in a URL.
 _PLACES = {"user": "username", "password": "password", "port": "port", "dbname": "database"}
 
@@ -22,6 +24,8 @@ def settings_of_django(chosen: Mapping[str, Any]) -> dict[str, Any]:
     url = url_of(wrapper)
     if url is None:
         return {}
+    if is_test_run():
+        release_test_databases()
     found: dict[str, Any] = {"database_url": url}
     if wrapper.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS"):
         # Django's way to say that a pooler hands connections from transaction to transaction.

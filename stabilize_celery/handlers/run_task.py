@@ -42,6 +42,7 @@ class RunTaskHandler(Handler[RunTask]):
         # A call that only asks to be called again, and one that was not made, is no attempt.
         counts = attempt.outcome.error is not None or _ends(attempt.outcome)
         task.attempts = attempt.number if counts else attempt.number - 1
+        task.claims = max(task.claims, attempt.token)
         unit.change(stage, tasks=stage.tasks)
         self._record(attempt.outcome, unit, stage, task)
 

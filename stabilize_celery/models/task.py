@@ -22,6 +22,7 @@ class TaskExecution:
         start_time, end_time: timezone-aware; ``None`` before.
         stage_start, stage_end: first and last task of the stage; the engine sets them from the list order.
         attempts: how often the body was started for this generation of the stage.
+        claims: how often workers have claimed it, over all generations: the last fencing token.
         last_error: the stored form of the last failed attempt's error, kept after a later success.
         task_exception_details: the error the task ended with.
     """
@@ -37,6 +38,7 @@ class TaskExecution:
     loop_start: bool = False
     loop_end: bool = False
     attempts: int = 0
+    claims: int = 0
     last_error: dict[str, Any] | None = None
     task_exception_details: dict[str, Any] = field(default_factory=dict)
     #: The failure before the stage's failure policy was applied to it; ``None`` unless the task failed.
@@ -63,7 +65,7 @@ class TaskExecution:
         )
 
     def reset(self) -> None:
-        """Forget everything that running it left behind."""
+        """Forget everything that running it left behind, but for its fencing token, which only ever grows."""
         fresh = TaskExecution()
         for name in (
             "status",

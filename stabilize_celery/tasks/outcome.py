@@ -50,6 +50,8 @@ class Attempt:
     outcome: Outcome
     number: int = 1
     worker: str = ""
+    #: The fencing token it had.
+    token: int = 0
     #: Whose task it was, if that is known.
     stage_id: str | None = None
     #: It was the stage's last task, and has come to its end.

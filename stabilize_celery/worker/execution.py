@@ -131,7 +131,12 @@ class _Attempt:
 
     def _finish(self, outcome: Outcome) -> bool:
         attempt = Attempt(
-            outcome, self._number, self._worker.owner, self._row["stage_id"], self._may_end_stage(outcome)
+            outcome,
+            self._number,
+            self._worker.owner,
+            self._row["claims"],
+            self._row["stage_id"],
+            self._may_end_stage(outcome),
         )
         reach("task.returned")
         accepted = self._worker.settle(self._row["id"], self._row["claims"], attempt)

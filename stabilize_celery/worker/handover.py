@@ -83,7 +83,7 @@ def settle_for(
         row = None
     if row is None:
         return False
-    attempt = Attempt(outcome_of(row), row["attempts"], worker.owner)
+    attempt = Attempt(outcome_of(row), row["attempts"], worker.owner, row["claims"])
     return worker.settle(message_id, row["claims"], attempt)
 
 

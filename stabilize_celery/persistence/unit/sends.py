@@ -91,10 +91,12 @@ class Sends(Loads):
         return not (self._wide and not self._exclusive and isinstance(message, CompleteStage | SkipStage))
 
     def _attempts_so_far(self, message: RunTask) -> dict[str, Any]:
-        """A task that was parked or suspended goes on counting where it was."""
+        """A task that was parked, suspended or reset goes on counting where it was."""
         stage = self._stages.get(message.stage_id)
         task = stage.task_by_id(message.task_id) if stage is not None else None
-        return {} if task is None else {"attempts": task.attempts, "last_error": task.last_error}
+        if task is None:
+            return {}
+        return {"attempts": task.attempts, "last_error": task.last_error, "claims": task.claims}
 
     def _announce(self, row: dict[str, Any], delay: float) -> None:
         if delay <= 0:
@@ -140,9 +142,13 @@ class Sends(Loads):
 
     def stop_running(self, stage: StageExecution, *, force: bool) -> None:
         if stage.status is not WorkflowStatus.NOT_STARTED:
-            self._stop([stage.id], force=force)
+            claims = self._stop([stage.id], force=force)
+            for task in stage.tasks:
+                task.claims = max(task.claims, claims.get(task.id, 0))
+            self.change(stage, tasks=stage.tasks)
 
-    def _stop(self, stage_ids: list[str], *, force: bool) -> None:
+    def _stop(self, stage_ids: list[str], *, force: bool) -> dict[str, int]:
+        """Tell whoever works for these stages; returns the last fencing token of each task that was under way."""
         self._new_messages = [
             row
             for row in self._new_messages
@@ -151,9 +157,16 @@ class Sends(Loads):
         messages = tables.messages
         ours = (messages.c.workflow_id == self._workflow_id) & messages.c.stage_id.in_(stage_ids)
         leased = messages.c.lease_owner.is_not(None) & ~messages.c.lease_owner.startswith(WAITS_IN)
-        self.connection.execute(
+        told = (messages.c.task_id, messages.c.claims)
+        # In this order: what is claimed while the first waits for its lock is told by the second.
+        waiting = delete(messages).where(ours, messages.c.type.in_(_TASK_MESSAGES), ~leased)
+        running = (
             update(messages)
             .where(ours, messages.c.type == "RunTask", leased)
             .values(cancel="kill" if force else "ask")
         )
-        self.connection.execute(delete(messages).where(ours, messages.c.type.in_(_TASK_MESSAGES), ~leased))
+        claims: dict[str, int] = {}
+        for statement in (waiting, running):
+            for task_id, token in self.connection.execute(statement.returning(*told)):
+                claims[task_id] = max(token, claims.get(task_id, 0))
+        return claims

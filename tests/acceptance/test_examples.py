@@ -40,6 +40,8 @@ def test_no_example_is_forgotten():
         "celery_app.py",
         "data_pipeline.py",
         "durable_canvas.py",
+        "fastapi_shop.py",
+        "flask_shop.py",
         "map_files.py",
         "order_saga.py",
         "parallel_branches.py",

@@ -1,0 +1,77 @@
+"""The Flask and FastAPI examples with real workers: what is committed runs, what is rolled back never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.worker import WorkerProcess
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+Play = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def play(empty_postgres_url: str, broker_url: str, start_worker: Callable[..., WorkerProcess]) -> Play:
+    """Migrate, start a worker of an example, and run its story."""
+
+    def perform(name: str, story: str, **worker: Any) -> dict[str, Any]:
+        environment = {
+            **os.environ,
+            "CELERY_BROKER_URL": broker_url,
+            "STABILIZE_DATABASE_URL": empty_postgres_url,
+            "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(ROOT)]),
+        }
+
+        def run(*command: str) -> str:
+            done = subprocess.run(
+                [sys.executable, *command],
+                cwd=EXAMPLES,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=100,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        run("-m", "celery", "-A", name, "stabilize", "migrate")
+        started = start_worker(name, env=environment, cwd=EXAMPLES, **worker)
+        told: dict[str, Any] = json.loads(run(str(Path(__file__).with_name(story))))
+        assert "Traceback" not in started.output
+        return told
+
+    return perform
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_flask(play: Play, pool: str) -> None:
+    """The task reads the configuration of the Flask app and its session: it runs within the app's context."""
+    assert play("flask_shop", "flask_story.py", pool=pool, concurrency=2) == {
+        "sold": 201,
+        "refused": 409,
+        "order": {"item": "lamp", "charge_id": "ch_1 in NOK", "status": "SUCCEEDED"},
+        "orders": 1,
+        "workflows": 1,
+        "messages": 0,
+    }
+
+
+def test_fastapi(play: Play) -> None:
+    assert play("fastapi_shop", "fastapi_story.py", pool="threads", concurrency=2) == {
+        "/orders": [201, 409],
+        "/async-orders": [201, 409],
+        "orders": 2,
+        "workflows": 3,
+        "missing": 404,
+        "messages": 0,
+    }

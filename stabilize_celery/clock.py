@@ -19,9 +19,9 @@ class Clock:
         """The current time, timezone-aware."""
         return datetime.now(UTC) + self._offset
 
-    def synchronise(self, database_time: datetime) -> None:
-        """Take over the database's time."""
-        self._offset = database_time - datetime.now(UTC)
+    def synchronise(self, database_time: datetime, own_time: datetime | None = None) -> None:
+        """Take over the database's time, which it was when this machine's clock showed ``own_time`` (default: now)."""
+        self._offset = database_time - (own_time or datetime.now(UTC))
 
 
 class FakeClock(Clock):
@@ -34,7 +34,7 @@ class FakeClock(Clock):
     def now(self) -> datetime:
         return self._now
 
-    def synchronise(self, database_time: datetime) -> None:
+    def synchronise(self, database_time: datetime, own_time: datetime | None = None) -> None:
         """A fake clock follows nobody."""
 
     def advance(self, seconds: float) -> None:

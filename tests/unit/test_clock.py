@@ -1,0 +1,42 @@
+"""Each process corrects its clock to the database's: what is due is due for all of them."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import event
+
+from stabilize_celery.clock import Clock, FakeClock
+from stabilize_celery.persistence.database import Database
+
+NEAR = timedelta(seconds=0.4)
+SLOW = 2 * NEAR.total_seconds()
+
+
+def test_a_clock_follows_the_database_as_of_when_it_was_asked():
+    clock = Clock()
+    hour = timedelta(hours=1)
+    clock.synchronise(datetime.now(UTC) + hour, datetime.now(UTC))
+    assert abs(clock.now() - datetime.now(UTC) - hour) < NEAR
+
+
+def test_a_fake_clock_follows_nobody():
+    clock = FakeClock(datetime(2030, 1, 1, tzinfo=UTC))
+    clock.synchronise(datetime.now(UTC), datetime.now(UTC))
+    assert clock.now() == datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("slow", ["after_cursor_execute", "rollback"])
+def test_an_answer_that_comes_late_does_not_make_the_clock_late(postgres_url: str, slow: str):
+    """A late clock would find every message it is handed not due yet, and leave it to be sent again."""
+    database = Database(postgres_url)
+    with database.engine.connect():
+        pass  # The driver's own questions at its first connection are not what this is about.
+    times = iter([SLOW])
+    event.listen(database.engine, slow, lambda *_arguments: time.sleep(next(times, 0)))
+    with database.autocommit():
+        pass
+    database.dispose()
+    assert abs(database.clock.now() - datetime.now(UTC)) < NEAR

@@ -164,9 +164,6 @@ class DataHandler(GuardedHandler):
                 HTTPStatus.BAD_REQUEST,
                 f"there is no status {status[:50]!r}; there are {', '.join(WorkflowStatus.__members__)}",
             )
-        for name in ("application", "name", "search"):
-            if "\x00" in (self.asked(name) or ""):
-                self.refuse(HTTPStatus.BAD_REQUEST, f"{name} must not contain NUL")
         return Filter(
             self.asked("application"),
             self.asked("name"),

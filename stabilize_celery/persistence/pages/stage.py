@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, select
 
 from stabilize_celery.context.origins import Origin, origins
+from stabilize_celery.context.sources import merge_sources
 from stabilize_celery.errors import StabilizeError, StageNotFoundError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.workflow import Workflow
@@ -15,7 +16,7 @@ from stabilize_celery.persistence import queries, rows
 from stabilize_celery.persistence.pages.graph import NODE, read_head
 from stabilize_celery.persistence.pages.reading import reading
 from stabilize_celery.persistence.store import WorkflowStore
-from stabilize_celery.persistence.tables import messages, signals, stages
+from stabilize_celery.persistence.tables import edges, messages, signals, stages
 from stabilize_celery.persistence.views import read_inherited
 
 
@@ -46,10 +47,10 @@ def detail_of_stage(store: WorkflowStore, workflow_id: str, stage_id: str) -> St
     """
     with reading(store) as connection:
         workflow = read_head(connection, store, workflow_id)
-        stage = _stage(connection, workflow, stage_id)
+        stage = _as_it_began(connection, _stage(connection, workflow, stage_id))
         parents: list[StageExecution] = []
         while (last := (parents or [stage])[-1]).parent_stage_id is not None:
-            parents.append(_stage(connection, workflow, last.parent_stage_id))
+            parents.append(_as_it_began(connection, _stage(connection, workflow, last.parent_stage_id)))
         combined = {each.id: _combined_keys(connection, each) for each in (stage, *parents)}
         found = origins(stage, parents, combined)
         sees, problem = _seen(connection, stage, parents)
@@ -74,6 +75,21 @@ def _stage(connection: Connection, workflow: Workflow, stage_id: str) -> StageEx
         raise StageNotFoundError(f"workflow {workflow.id} has no stage of the id {stage_id}")
     stage = rows.stage_from_row(dict(row._mapping))
     stage.execution = workflow
+    return stage
+
+
+def _as_it_began(connection: Connection, stage: StageExecution) -> StageExecution:
+    """A stage that has ended names itself as the source of its outputs; what it saw there came from its upstreams."""
+    own = [key for key, entry in stage.sources.items() if entry[0] == stage.id]
+    if own:
+        upstreams = connection.execute(
+            select(stages.c.sources)
+            .join(edges, edges.c.upstream_id == stages.c.id)
+            .where(edges.c.downstream_id == stage.id)
+        )
+        before = merge_sources(upstreams.scalars())
+        kept = {key: entry for key, entry in stage.sources.items() if entry[0] != stage.id}
+        stage.sources = kept | {key: before[key] for key in own if key in before}
     return stage
 
 

@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    StaleElementReferenceException,
+    TimeoutException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 PATIENCE = 60
+_NOT_YET = [StaleElementReferenceException, ElementClickInterceptedException]
 T = TypeVar("T")
 
 
@@ -39,7 +44,7 @@ class Browser:
             return predicate()
 
         wait = WebDriverWait(
-            self.driver, PATIENCE, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException]
+            self.driver, PATIENCE, poll_frequency=0.1, ignored_exceptions=_NOT_YET
         )
         try:
             return wait.until(look)
@@ -63,7 +68,7 @@ class Browser:
     def click(self, selector: str) -> None:
         def clicked() -> bool:
             element = self.one(selector)
-            self.run("arguments[0].scrollIntoView({block: 'center'})", element)
+            self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
             element.click()
             return True
 

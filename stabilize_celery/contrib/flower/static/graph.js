@@ -5,7 +5,7 @@ import { STATUSES, symbol } from "./common.js";
 import { arrange, HEIGHT, PADDING, WIDTH } from "./layout.js";
 
 const LARGE = 400;
-const LONGEST_NAME = 22;
+const LONGEST_NAME = 20;
 const short = (text) => (text.length > LONGEST_NAME ? `${text.slice(0, LONGEST_NAME - 1)}…` : text);
 
 function style(large) {
@@ -16,7 +16,7 @@ function style(large) {
   return [
     { selector: "node", style: {
       shape: "round-rectangle", width: WIDTH, height: HEIGHT, label: "data(label)", "text-wrap": "wrap",
-      "text-valign": "center", "text-halign": "center", "font-size": 12, "font-family": "system-ui, sans-serif",
+      "text-valign": "center", "text-halign": "center", "font-size": 13, "font-family": "system-ui, sans-serif",
       "border-width": 1.5, "min-zoomed-font-size": 6, "text-max-width": WIDTH - 8,
     } },
     { selector: "node:parent", style: {

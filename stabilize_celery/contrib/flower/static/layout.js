@@ -1,9 +1,9 @@
 // Where each stage stands: layers from left to right along the dependencies, synthetic stages inside their parent.
 // Linear but for sorting, because a workflow may have thousands of stages.
 
-export const WIDTH = 170;
+export const WIDTH = 160;
 export const HEIGHT = 46;
-const LAYER_GAP = 70;
+const LAYER_GAP = 48;
 const ROW_GAP = 18;
 // A compound node is as large as what is in it, and that much more on each side.
 export const PADDING = 26;

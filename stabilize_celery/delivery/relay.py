@@ -20,6 +20,7 @@ from kombu.connection import Connection
 from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.confirms import ConfirmWindow
 from stabilize_celery.delivery.publisher import CeleryPublisher
+from stabilize_celery.errors import StoreError
 from stabilize_celery.persistence.outbox import Outgoing, outgoing, waits_in
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
@@ -45,6 +46,8 @@ class Relay:
         self._settings = settings
         self._publisher = publisher
         self._stopping = threading.Event()
+        #: The messages of a sweep that has not come to its end.
+        self._under_way: list[str] = []
         self._bell = store.bell()
         self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
@@ -79,20 +82,32 @@ class Relay:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            pause = self._settings.relay_interval
-            try:
-                if self.sweep() >= self._settings.relay_batch:
-                    continue
-                pause = self._until(self._store.next_due())
-            except Exception as error:
-                self.failures += 1
-                self._drop()
-                logger.warning("the relay is interrupted and tries again: %s", error)
-                self._stopping.wait(self._settings.relay_interval)
+            pause = self.turn()
             if pause > 0:
                 self._bell.wait(pause)
         self._drop()
         self._bell.close()
+
+    def turn(self) -> float:
+        """Send what is due, if that is possible; returns after how many seconds to look again."""
+        try:
+            swept = self.sweep()
+            self._under_way = []
+            return 0.0 if swept >= self._settings.relay_batch else self._until(self._store.next_due())
+        except Exception as error:
+            self.failures += 1
+            self._drop()
+            logger.warning("the relay is interrupted and tries again: %s", error)
+            self._put_back()
+            self._stopping.wait(self._settings.relay_interval)
+            return 0.0
+
+    def _put_back(self) -> None:
+        """What could not be sent is not put off for it, however long the broker is away."""
+        message_ids, self._under_way = self._under_way, []
+        # A database that is away as well leaves it to the time until which they were put off.
+        with suppress(StoreError):
+            self._store.send_soon(message_ids, self._settings.relay_interval)
 
     def _until(self, due: datetime | None) -> float:
         longest = self._settings.relay_interval
@@ -103,6 +118,7 @@ class Relay:
     def sweep(self) -> int:
         """Send one batch of what is due; returns how many messages were due."""
         rows = self._store.take_due(self._settings.relay_batch, self.next_send)
+        self._under_way = [row["id"] for row in rows]
         if not rows:
             return 0
         reach("relay.taken")

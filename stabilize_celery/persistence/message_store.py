@@ -167,14 +167,14 @@ class MessageStore(BaseStore):
         return taken
 
     def send_soon(self, message_ids: list[str], delay: float) -> None:
-        """Sending failed: try again in ``delay`` seconds."""
+        """Sending failed: try again in ``delay`` seconds, as if it had not been tried."""
         soon = self.now() + timedelta(seconds=delay)
         with self.database.begin() as connection:
             for batch in queries.chunks(message_ids):
                 connection.execute(
                     update(messages)
-                    .where(messages.c.id.in_(batch), messages.c.lease_owner.is_(None))
-                    .values(send_at=soon)
+                    .where(messages.c.id.in_(batch), messages.c.lease_owner.is_(None), messages.c.sends > 0)
+                    .values(send_at=soon, sends=messages.c.sends - 1)
                 )
 
     def bell(self) -> Bell:

@@ -10,6 +10,7 @@ from celery import bootsteps
 from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.errors import StabilizeError
+from stabilize_celery.observe.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,16 @@ class RelayStep(bootsteps.StartStopStep):
         try:
             engine = engine_of(worker.app)
             engine.store.check_schema()
+            if engine.settings.tracing:
+                # Told now, and not by the first task.
+                Tracer(engine.settings)
         except StabilizeError as error:
             logger.critical("stabilize_celery cannot start: %s", error)
             raise SystemExit(1) from None
         if self._wanted:
             publisher = engine.publisher
             assert isinstance(publisher, CeleryPublisher)
-            self._relay = Relay(worker.app, engine.store, engine.settings, publisher)
+            self._relay = worker.stabilize_relay = Relay(worker.app, engine.store, engine.settings, publisher)
             self._relay.start()
 
     def stop(self, worker: Any) -> None:

@@ -13,8 +13,10 @@ from kombu.entity import Exchange, Queue
 from stabilize_celery.delivery import celery_signals
 from stabilize_celery.delivery.bootstep import RelayStep
 from stabilize_celery.delivery.entrypoints import register_entrypoints
+from stabilize_celery.delivery.metrics_step import MetricsStep
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.errors import ConfigurationError
+from stabilize_celery.observe.logs import add_filter
 from stabilize_celery.settings import PREFIX, Settings
 from stabilize_celery.tasks.celery_task import CeleryTask
 
@@ -38,6 +40,7 @@ def install(app: Celery, engine: Stabilize) -> None:
     engine.registry.register("celery", CeleryTask(app))
     _discover_stages(app)
     app.steps["worker"].add(RelayStep)
+    app.steps["worker"].add(MetricsStep)
     app.user_options["worker"].add(
         click.Option(
             ["--stabilize-relay/--no-stabilize-relay"],
@@ -128,6 +131,14 @@ def _guard_tasks(sender: Any = None, **_: Any) -> None:
     """The app's modules are imported, and the pool has not started."""
     if sender is not None and _engines.get(sender.app) is not None:
         celery_signals.guard_tasks(sender.app)
+
+
+@signals.after_setup_logger.connect
+@signals.after_setup_task_logger.connect
+def _add_context(logger: Any = None, **_: Any) -> None:
+    """What a worker logs says for which workflow, stage and task, whatever the format."""
+    if logger is not None and _engines:
+        add_filter(logger)
 
 
 @signals.worker_process_init.connect

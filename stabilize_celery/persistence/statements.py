@@ -8,9 +8,12 @@ are SQLAlchemy's, and its events see every statement.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import psycopg
+from psycopg import RawCursor
 from sqlalchemy import Connection, Executable, Table, bindparam, insert
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.exc import DBAPIError
@@ -24,12 +27,13 @@ _Convert = Callable[[Any], Any]
 class _Prepared:
     """A statement as text for one dialect, with what turns parameters and results into what the driver takes."""
 
-    __slots__ = ("_names", "_parameters", "_positions", "_results", "_statement", "_static", "sql")
+    __slots__ = ("_names", "_parameters", "_positions", "_results", "_statement", "_static", "sql", "text")
 
     def __init__(self, statement: Any, dialect: Dialect, column_keys: Sequence[str] | None = None) -> None:
         compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=column_keys)
         self._statement = statement  # kept: its id is the key of the cache
-        self.sql = str(compiled)
+        #: As SQLAlchemy writes it, and as the driver takes it without looking for parameters again.
+        self.text = self.sql = str(compiled)
         self._static: dict[str, Any] = {}
         parameters: dict[str, tuple[str, _Convert | None]] = {}
         for bind, key in compiled.bind_names.items():
@@ -41,7 +45,9 @@ class _Prepared:
                 value = bind.effective_value
                 self._static[name] = value if convert is None else convert(value)
         self._parameters = [(name, *rest) for name, rest in parameters.items()]
-        self._positions = tuple(compiled.positiontup or ()) if compiled.positional else None
+        self._positions = tuple(compiled.positiontup or ())
+        if not compiled.positional:
+            self.text, self._positions = _numbered(self.sql)
         columns: Iterable[Any] = getattr(statement, "exported_columns", ())
         self._results = [
             (column.key, column.type.dialect_impl(dialect).result_processor(dialect, None))
@@ -49,12 +55,16 @@ class _Prepared:
         ]
         self._names = [name for name, _ in self._results]
 
-    def bind(self, given: Parameters) -> Any:
+    def bind(self, given: Parameters) -> tuple[Any, ...]:
         values = dict(self._static)
         for name, key, convert in self._parameters:
             value = given[key]
             values[name] = value if convert is None else convert(value)
-        return values if self._positions is None else tuple(values[name] for name in self._positions)
+        return tuple([values[name] for name in self._positions])
+
+    def named(self, bound: Sequence[Any]) -> Any:
+        """Bound parameters as listeners of SQLAlchemy's events know them, for :attr:`sql`."""
+        return dict(zip(self._positions, bound, strict=True)) if self.text is not self.sql else bound
 
     def rows(self, found: Iterable[Sequence[Any]]) -> Rows:
         conversions = [(i, name, convert) for i, (name, convert) in enumerate(self._results) if convert]
@@ -71,6 +81,7 @@ class _Prepared:
 #: So many rows are inserted by one statement; more are given to the driver row by row, as the server would cache a
 #: statement for every number of rows.
 _TOGETHER = 8
+_PLACEHOLDER = re.compile(r"%%|%\((\w+)\)s")
 _prepared: dict[tuple[Any, ...], _Prepared] = {}
 
 
@@ -115,7 +126,7 @@ class Answer:
 def answer_of(connection: Connection, statement: Executable, parameters: Parameters) -> Answer:
     """Run a statement whose rows are asked for later; otherwise like :func:`rows_of`."""
     prepared = _prepare(statement, connection.dialect)
-    return Answer(prepared, _run(connection, prepared.sql, prepared.bind(parameters)))
+    return Answer(prepared, _run(connection, prepared, [prepared.bind(parameters)]))
 
 
 def rows_of(connection: Connection, statement: Executable, parameters: Parameters) -> Rows:
@@ -154,26 +165,38 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[Parameters]
 
 
 def _write(connection: Connection, prepared: _Prepared, parameters: Sequence[Parameters]) -> None:
-    bound = [prepared.bind(each) for each in parameters]
-    if len(bound) == 1:
-        _run(connection, prepared.sql, bound[0])
-    elif bound:
-        _run(connection, prepared.sql, bound, many=True)
+    if parameters:
+        _run(connection, prepared, [prepared.bind(each) for each in parameters])
 
 
-def _run(connection: Connection, sql: str, bound: Any, many: bool = False) -> Any:
+def _run(connection: Connection, prepared: _Prepared, bound: list[tuple[Any, ...]]) -> Any:
     pooled: Any = connection.connection
-    cursor = pooled.driver_connection.cursor()
+    driver = pooled.driver_connection
+    cursor = RawCursor(driver) if isinstance(driver, psycopg.Connection) else driver.cursor()
+    many = len(bound) > 1
     for listener in connection.dispatch.before_cursor_execute:
-        listener(connection, cursor, sql, bound, None, many)
+        shown = [prepared.named(each) for each in bound]
+        listener(connection, cursor, prepared.sql, shown if many else shown[0], None, many)
     try:
         if many:
-            cursor.executemany(sql, bound)
+            cursor.executemany(prepared.text, bound)
         else:
-            cursor.execute(sql, bound)
+            cursor.execute(prepared.text, bound[0])
     except Exception as error:
-        raise explained(connection, error, cursor, sql) from error
+        raise explained(connection, error, cursor, prepared.sql) from error
     return cursor
+
+
+def _numbered(sql: str) -> tuple[str, tuple[str, ...]]:
+    """A statement with ``$1`` for ``%(name)s``, as the server itself wants it, and the names in order."""
+    places: dict[str, str] = {}
+
+    def number(found: re.Match[str]) -> str:
+        if found[0] == "%%":
+            return "%"
+        return places.setdefault(found[1], f"${len(places) + 1}")
+
+    return _PLACEHOLDER.sub(number, sql), tuple(places)
 
 
 def explained(connection: Connection, error: Exception, cursor: Any = None, sql: str = "") -> Exception:

@@ -18,6 +18,7 @@ from celery import Celery
 from kombu.connection import Connection
 
 from stabilize_celery.crash_points import reach
+from stabilize_celery.delivery.backlog import Backlog
 from stabilize_celery.delivery.confirms import ConfirmWindow
 from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.errors import StoreError
@@ -52,6 +53,7 @@ class Relay:
         self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
         self._window: ConfirmWindow | None = None
+        self._backlog = Backlog(store, settings, self.depth)
         self.sent = 0
         self.resent = 0
         self.leases_lost = 0
@@ -122,7 +124,7 @@ class Relay:
         if not rows:
             return 0
         reach("relay.taken")
-        self.send(self._without_backlog(rows))
+        self.send(self._backlog.without(rows))
         reach("relay.sent")
         return len(rows)
 
@@ -150,21 +152,6 @@ class Relay:
         """How long to wait for something to come of it: longer each time."""
         delay = self._settings.resend_delay * 2.0 ** min(row["sends"], 16)
         return float(min(delay, self._settings.resend_delay_max))
-
-    def _without_backlog(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Leave out what was sent before to a queue that still holds messages: the broker just has a backlog."""
-        depths: dict[str, int] = {}
-        chosen = []
-        for row in rows:
-            queue = waits_in(row)
-            was_sent = row["sends"] > 0 and row["lease_owner"] is None
-            if was_sent:
-                queue = row["queue"]
-            if queue and queue not in depths:
-                depths[queue] = self.depth(queue)
-            if not queue or depths[queue] == 0:
-                chosen.append(row)
-        return chosen
 
     def depth(self, queue: str) -> int:
         """How many messages wait in a queue; none if it does not exist, or the broker cannot tell."""

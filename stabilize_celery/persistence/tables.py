@@ -177,6 +177,14 @@ messages = Table(
     Column("cancel", String(8)),
 )
 Index("ix_stabilize_messages_send_at", messages.c.send_at)
+#: What should be in the broker, by queue.
+Index(
+    "ix_stabilize_messages_sent",
+    messages.c.queue,
+    messages.c.send_at,
+    postgresql_where=text("sends > 0 AND lease_owner IS NULL"),
+    sqlite_where=text("sends > 0 AND lease_owner IS NULL"),
+)
 Index("ix_stabilize_messages_workflow", messages.c.workflow_id, messages.c.stage_id)
 
 history = Table(

@@ -180,6 +180,13 @@ def _messages() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_stabilize_messages")),
     )
     op.create_index("ix_stabilize_messages_send_at", "stabilize_messages", ["send_at"])
+    op.create_index(
+        "ix_stabilize_messages_sent",
+        "stabilize_messages",
+        ["queue", "send_at"],
+        postgresql_where=sa.text("sends > 0 AND lease_owner IS NULL"),
+        sqlite_where=sa.text("sends > 0 AND lease_owner IS NULL"),
+    )
     op.create_index("ix_stabilize_messages_workflow", "stabilize_messages", ["workflow_id", "stage_id"])
 
 

@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test check bench simulate format clean
+.PHONY: help demo test check bench overload hammer simulate format clean
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 to 3.13 and nothing else"
@@ -19,6 +19,8 @@ help:
 	@echo "make check    ruff, formatting, mypy, import contracts"
 	@echo "make bench    compare with Celery's own canvas, and small with large workflows, in one run"
 	@echo "make simulate random histories of the engine under faults: HISTORIES=100000 SEED=7"
+	@echo "make overload a hundred thousand messages and two slow workers: nothing floods, starves or grows"
+	@echo "make hammer   eight engines on one workflow with a thousand stages, for a minute: no deadlock"
 	@echo "make format   let ruff fix and format"
 	@echo "make clean    remove what the other targets made"
 
@@ -62,6 +64,14 @@ HISTORIES ?= 20000
 SEED ?= 100000
 simulate: $(VENV)/.installed
 	@$(BIN)/python -m stabilize_celery.testing.simulate --histories $(HISTORIES) --seed $(SEED) --jobs 2
+
+overload: $(VENV)/.installed-test
+	@config/install-services.sh
+	@OVERLOAD_MESSAGES=100000 $(BIN)/python -m pytest tests/concurrency/test_overload.py $(PYTEST_ARGS)
+
+hammer: $(VENV)/.installed-test
+	@config/install-services.sh
+	@HAMMER_SECONDS=60 $(BIN)/python -m pytest tests/concurrency/test_hammer.py $(PYTEST_ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -43,12 +43,12 @@ def check(scene: Scene, *runs: WorkflowRun) -> None:
     letters = scene.execute(select(tables.dead_letters.c.type, tables.dead_letters.c.error))
     assert not letters, letters
     for run in runs:
-        _check_branches(run)
-        _check_history(run)
+        check_branches(run)
+        check_history(run)
         _check_messages(scene, run)
 
 
-def _check_branches(run: WorkflowRun) -> None:
+def check_branches(run: WorkflowRun) -> None:
     workflow = run.workflow()
     for each in workflow.stages:
         children = [child for child in workflow.stages if child.parent_stage_id == each.id]
@@ -65,7 +65,7 @@ def _check_branches(run: WorkflowRun) -> None:
         assert not any(each.status in active for each in workflow.stages), statuses(run)
 
 
-def _check_history(run: WorkflowRun) -> None:
+def check_history(run: WorkflowRun) -> None:
     """Every transition goes on where the one before it ended, so none was lost, repeated or made on old knowledge."""
     known: dict[Any, S] = {}
     moves: Counter[Any] = Counter()

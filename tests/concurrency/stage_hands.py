@@ -236,6 +236,15 @@ class Scene:
         row = self._server.execute("SELECT cardinality(pg_blocking_pids(%s))", (backend,)).fetchone()
         return row is not None and bool(row[0])
 
+    def backends(self) -> int:
+        """How many connections the engines have to this database."""
+        row = self._server.execute(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'stabilize'"
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
     def deadlocks(self) -> int:
         """How many deadlocks the server has seen in this database."""
         row = self._server.execute(

@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from stabilize_celery import Stabilize
 from stabilize_celery import WorkflowStatus as S
+from stabilize_celery.persistence.backlog import count_sent, put_off
 from stabilize_celery.persistence.lookup import newest_ids
 from stabilize_celery.persistence.pages import graph, lists
 from stabilize_celery.persistence.pages import stage as pages_stage
@@ -79,6 +80,9 @@ def look_at_everything(scene: Scene) -> None:
     store.due(50)
     store.take_due(50, lambda row: 60.0)
     store.next_due()
+    count_sent(store, "stabilize.tasks", 1000)
+    put_off(store, "stabilize.tasks", 60.0)
+    put_off(store, "celery", 60.0, handed_over=True)
     store.take_back(["x"])
     store.send_soon(["x"], 1.0)
     store.heartbeat({"x": 1}, 30.0)

@@ -53,6 +53,12 @@ class Nesting:
             raise ConfigurationError("a registered workflow needs a name and a function that makes it")
         self._factories[name] = factory
 
+    def adopt(self, other: Nesting) -> None:
+        """Know the task types, builders and named workflows of another engine as well."""
+        self.registry.adopt(other.registry)
+        self.builders.adopt(other.builders)
+        self._factories |= other._factories
+
     def build_sub_workflow(self, definition: Any, context: Mapping[str, Any]) -> Workflow:
         """A new workflow from a definition, or by the name it is registered under.
 

@@ -63,6 +63,10 @@ class StageDefinitionBuilderFactory:
         for name in (builder.type, *builder.aliases):
             self._builders[name] = builder
 
+    def adopt(self, other: StageDefinitionBuilderFactory) -> None:
+        """Take over the builders that somebody registered in another factory."""
+        self._builders = {**other._builders, **self._builders}
+
     def find(self, stage_type: str) -> StageDefinitionBuilder | None:
         """The builder of a type, or ``None``: a stage type needs none."""
         builder = self._builders.get(stage_type)

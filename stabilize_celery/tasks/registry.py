@@ -23,7 +23,7 @@ class TaskRegistry:
     def __init__(self) -> None:
         self._tasks: dict[str, Task | type[Task]] = {}
         self._aliases: dict[str, str] = {}
-        self._builtin: frozenset[str] = frozenset()
+        self._builtin: dict[str, Task | type[Task]] = {}
         self.register("noop", NoOpTask)
 
     def register(self, name: str, task: TaskSource, aliases: Iterable[str] = ()) -> None:
@@ -48,12 +48,18 @@ class TaskRegistry:
 
     def mark_builtin(self) -> None:
         """What is registered by now came with the package."""
-        self._builtin = frozenset(self._tasks)
+        self._builtin = dict(self._tasks)
 
     @property
     def has_own_types(self) -> bool:
         """Whether somebody registered types of their own."""
-        return bool(self._tasks.keys() - self._builtin)
+        return bool(self._tasks.keys() - self._builtin.keys())
+
+    def adopt(self, other: TaskRegistry) -> None:
+        """Take over the types that somebody registered in another registry; its built-in ones are left to it."""
+        own = {name: task for name, task in other._tasks.items() if other._builtin.get(name) is not task}
+        self._tasks |= own
+        self._aliases |= {alias: name for alias, name in other._aliases.items() if name in own}
 
     def resolve(self, name: str) -> Task:
         """A task ready to run.

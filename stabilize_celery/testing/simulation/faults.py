@@ -28,6 +28,7 @@ POINT_FAULTS: dict[str, str] = {
     "paused": "the process hangs while others handle {} messages",
     "doubled": "the broker delivers its message to others too; it hangs while they handle {} messages",
     "frozen": "the process hangs until its leases are over, and while others handle {} messages",
+    "outlasted": "it hangs until its leases are over; who is given its task hangs for longer, for {} messages or more",
 }
 #: Points within a transaction, where a process can die and nobody else can go on.
 WITHIN_TRANSACTION = frozenset({"start.written", "message.taken", "message.handled"})
@@ -103,5 +104,5 @@ def _random_fault(random: Random, length: int) -> Fault:
     if place not in WITHIN_TRANSACTION:
         kinds += ["paused", "paused"]
     if place in ("task.claimed", "task.returned"):
-        kinds += ["frozen", "frozen", "frozen", "doubled", "doubled"]
+        kinds += ["frozen", "frozen", "outlasted", "doubled", "doubled"]
     return Fault(place, random.randrange(length), random.choice(kinds), random.randint(1, 6))

@@ -50,7 +50,9 @@ def shortened(scenario: Scenario, seed: int, plan: Plan, played: Played) -> Fail
     broken = played.broken
     dropped = smallest(plan.parts(), lambda without: scenario.play(plan.without(without)).broken == broken)
     told = scenario.play(plan.without(dropped), told=True)
-    assert told.violations, f"seed {seed} does not do the same thing each time"
+    if not told.violations:
+        # The user's code does not do the same thing each time.
+        dropped, told = set(), played
     first = told.violations[0]
     return Failure(seed, first.invariant, first.told, _kept(plan, dropped), str(told.story))
 

@@ -93,7 +93,7 @@ class World:
     """One history from its beginning to its end.
 
     Args:
-        engine: an embedded engine whose clock is a :class:`SimulatedClock`; emptied afterwards.
+        engine: an embedded engine made :func:`simulated`; it is emptied when a world begins.
         faults: what goes wrong.
         limited: whether slots are looked at after every transaction.
         most_steps: beyond that many something goes on for ever.
@@ -127,13 +127,15 @@ class World:
         self._names: dict[str, str] = {}
         self._dead: Fault | None = None
         self._current: Outgoing | None = None
+        #: Whoever runs the task of this message hangs for longer than the one who hangs now: as good as dead.
+        self._outlasted: str | None = None
         self.broker = SimulatedBroker(clock, self.faults, self.watch.published, self._struck)
 
     # ------------------------------------------------------------------ beginning and ending
 
     @contextmanager
     def exists(self) -> Iterator[World]:
-        """Within the block the engine lives in this world; afterwards its database is empty."""
+        """Within the block the engine lives in this world; what it came to can be read until the next one begins."""
         engine, state = self.engine, random.getstate()
         keeper = engine.dispatcher.keeper
         assert isinstance(keeper, SimulatedKeeper)
@@ -141,6 +143,7 @@ class World:
         vars(engine)["publisher"] = engine.dispatcher.publisher = self.broker
         self.clock.reset()
         keeper.watch = self.watch
+        empty(engine.store)
         random.seed(0)
         try:
             with numbered_ids(), self.watch.watching(), watching(self._at), self._listening():
@@ -149,7 +152,6 @@ class World:
             vars(engine)["publisher"], engine.dispatcher.publisher = publishers
             keeper.watch = None
             random.setstate(state)
-            empty(engine.store)
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -272,6 +274,8 @@ class World:
     def _at(self, point: str) -> None:
         """A process has come to a crash point."""
         fault = self.faults.strike(point)
+        if point == "task.returned" and self._current is not None and self._current.id == self._outlasted:
+            fault = Fault(point, 0, "killed silently")
         if fault is None:
             return
         self._tell_commits()
@@ -279,13 +283,20 @@ class World:
             self._tell(lambda: f"! at {point} ({POINTS[point]}) the process dies")
             self._dead = fault
             raise Killed
-        if self._depth >= _DEEPEST:
-            return
-        self._tell(lambda: f"! {fault}")
-        if fault.kind == "doubled" and self._current is not None:
-            self.broker.publish([self._current])
-        elif fault.kind == "frozen":
+        if self._depth < _DEEPEST:
+            self._tell(lambda: f"! {fault}")
+            self._hang(fault)
+            self._tell(lambda: f"! the process that hung at {point} goes on")
+
+    def _hang(self, fault: Fault) -> None:
+        """A process hangs; the others go on from within it."""
+        outer = self._outlasted
+        if fault.kind in ("frozen", "outlasted"):
             self.clock.advance(self.engine.settings.lease + 1)
+        if fault.kind == "outlasted" and self._current is not None:
+            self._outlasted = self._current.id
+        elif fault.kind == "doubled" and self._current is not None:
+            self.broker.publish([self._current])
         self._depth += 1
         try:
             for _ in range(fault.number):
@@ -293,7 +304,7 @@ class World:
                     self.step()
         finally:
             self._depth -= 1
-        self._tell(lambda: f"! the process that hung at {point} goes on")
+            self._outlasted = outer
 
     def _struck(self, fault: Fault, message: Outgoing) -> None:
         self._tell(lambda: f"! {self._named(message)}: {fault}")

@@ -248,4 +248,4 @@ def _what_it_does(problem: Problem) -> tuple[Any, ...]:
     """Problems with the same remedy are mended together."""
     if problem.remedy in (Remedy.RECOUNT, Remedy.WAKE):
         return (problem.remedy,)
-    return problem.remedy, problem.stage_id, problem.message
+    return problem.remedy, problem.stage_id, problem.message and problem.message.type

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select
 
-from stabilize_celery import FakeClock, Stabilize, WorkflowRun
+from stabilize_celery import FakeClock, Stabilize, StageExecution, TaskResult, WorkflowRun
 from stabilize_celery.persistence.tables import messages
 from tests.conformance import behaviours
 
@@ -68,6 +68,12 @@ class Bench:
         return {problem.kind for problem in found.problems}
 
 
+def jump_once(stage: StageExecution) -> TaskResult:
+    """Back to stage a, once."""
+    jumped = stage.execution.context.get("_jump_history")
+    return TaskResult.success() if jumped else TaskResult.jump_to("a")
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     url = "sqlite://" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
@@ -83,4 +89,5 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         resend_delay=3600.0,
     ) as stabilize:
         behaviours.register(stabilize)
+        stabilize.registry.register("jump_once", jump_once)
         yield Bench(stabilize)

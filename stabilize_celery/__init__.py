@@ -10,6 +10,7 @@ A map of the rooms:
 ``handlers``      one file per message: what happens when it is handled
 ``persistence``   the only SQL; ``worker`` running user code under a lease; ``observe`` watching what happens
 ``delivery``      the only Celery: entrypoints, publisher, relay; and the processor of embedded engines
+``recovery``      audit and mending, dead letters, retention; ``maintenance`` what the engine offers of it
 ``seeds``         the set-up of the seed documents: queue, processor, orchestrator
 ``cli``           ``celery -A app stabilize ...`` and ``stabilize-celery ...``
 """

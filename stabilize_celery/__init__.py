@@ -12,6 +12,7 @@ A map of the rooms:
 ``delivery``      the only Celery: entrypoints, publisher, relay; and the processor of embedded engines
 ``recovery``      audit and mending, dead letters, retention; ``maintenance`` what the engine offers of it
 ``seeds``         the set-up of the seed documents: queue, processor, orchestrator
+``contrib``       within Django, and other projects
 ``cli``           ``celery -A app stabilize ...`` and ``stabilize-celery ...``
 """
 

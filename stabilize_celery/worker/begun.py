@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any
 from stabilize_celery.errors import describe_error
 from stabilize_celery.messages import RunTask
 from stabilize_celery.models.stage import StageExecution
-from stabilize_celery.persistence.database import is_unavailable
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.tasks.outcome import Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
@@ -22,7 +20,6 @@ from stabilize_celery.worker.handover import OWN_RETRIES, handed_back, own_retri
 from stabilize_celery.worker.judge import stage_time_left
 from stabilize_celery.worker.leases import Lease
 
-logger = logging.getLogger(__name__)
 #: Between looks at a message whose last attempt is about to be reported.
 _PAUSE = 0.02
 #: Seconds for the worker's main process to say why it ended a process.
@@ -136,15 +133,3 @@ class BegunTask(_Attempt):
         task = self.stage.task_by_id(self._message.task_id)
         assert task is not None
         return self._worker.registry.resolve(task.implementing_class), task
-
-    def _finish(self, outcome: Outcome) -> bool:
-        """Report, for as long as the lease lasts: what a user's task did is not to be done again for a short outage."""
-        end = time.monotonic() + self._settings.lease
-        while True:
-            try:
-                return super()._finish(outcome)
-            except Exception as error:
-                if not is_unavailable(error) or time.monotonic() >= end:
-                    raise
-                logger.warning("the result of message %s cannot be recorded yet: %s", self._row["id"], error)
-                time.sleep(min(1.0, self._settings.heartbeat))

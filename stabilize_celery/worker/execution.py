@@ -28,6 +28,7 @@ from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.observe.scope import Scope, scoped
 from stabilize_celery.observe.tracing import NO_SPAN, RunSpan, Tracer
+from stabilize_celery.persistence.database import is_unavailable
 from stabilize_celery.persistence.lease_store import Claimed
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.persistence.snapshots import stage_of
@@ -139,10 +140,22 @@ class _Attempt:
             self._may_end_stage(outcome),
         )
         reach("task.returned")
-        accepted = self._worker.settle(self._row["id"], self._row["claims"], attempt)
+        accepted = self._settle(attempt)
         if accepted and outcome.hand_over is not None:
             publish(self._worker, self._row["id"], outcome.hand_over)
         return accepted
+
+    def _settle(self, attempt: Attempt) -> bool:
+        """Record it, for as long as the lease lasts: a short outage of the database is no reason to do the work again."""
+        end = time.monotonic() + self._settings.lease
+        while True:
+            try:
+                return self._worker.settle(self._row["id"], self._row["claims"], attempt)
+            except Exception as error:
+                if not is_unavailable(error) or time.monotonic() >= end:
+                    raise
+                logger.warning("the result of message %s cannot be recorded yet: %s", self._row["id"], error)
+                time.sleep(min(1.0, self._settings.heartbeat))
 
     def _may_end_stage(self, outcome: Outcome) -> bool:
         stage, result = self._stage, outcome.result

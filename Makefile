@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test check bench overload hammer simulate format clean
+.PHONY: help demo test check bench overload hammer simulate docs format clean
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 to 3.13 and nothing else"
@@ -21,6 +21,7 @@ help:
 	@echo "make simulate random histories of the engine under faults: HISTORIES=100000 SEED=7"
 	@echo "make overload a hundred thousand messages and two slow workers: nothing floods, starves or grows"
 	@echo "make hammer   eight engines on one workflow with a thousand stages, for a minute: no deadlock"
+	@echo "make docs     build the documentation into build/site, every reference checked"
 	@echo "make format   let ruff fix and format"
 	@echo "make clean    remove what the other targets made"
 
@@ -72,6 +73,9 @@ overload: $(VENV)/.installed-test
 hammer: $(VENV)/.installed-test
 	@config/install-services.sh
 	@HAMMER_SECONDS=60 $(BIN)/python -m pytest tests/concurrency/test_hammer.py $(PYTEST_ARGS)
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/site
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -11,6 +11,7 @@ from celery import Celery
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.persistence.finding import Finding, Level
+from stabilize_celery.redaction import redact
 from stabilize_celery.settings import Settings
 
 #: RabbitMQ's own default for ``consumer_timeout``, in seconds.
@@ -183,7 +184,9 @@ def examine_configuration(app: Celery, settings: Settings, found: list[Finding])
 def examine_settings(conf: Mapping[str, Any]) -> list[Finding]:
     """What a configuration says that it should not."""
     return [
-        Finding("settings", rule.level, f"{rule.name} is {conf.get(rule.name)!r}", rule.advice, rule.why)
+        Finding(
+            "settings", rule.level, f"{rule.name} is {redact(conf.get(rule.name))!r}", rule.advice, rule.why
+        )
         for rule in RULES
         if rule.is_wrong(conf.get(rule.name), conf)
     ]

@@ -14,13 +14,13 @@ PAGE = Path(__file__).parent / "explanation" / "lifecycle.md"
 HEAD = """\
 # Lifecycle
 
-Workflows, stages and tasks share one set of statuses. One function writes a status, looks the transition up in one table, and appends
-it to the history. This page is made from that table by `python docs/lifecycle.py`.
+Workflows, stages and tasks share one set of statuses. One function writes a status, looks the transition up in one table,
+and appends it to the history. This page is made from that table by `python docs/lifecycle.py`.
 
 """
 TAIL = """
-A reset, by a jump or a restart, begins a new *generation* instead: the stage is NOT_STARTED again, and whatever was sent to the
-generation before is dropped when it arrives.
+A reset, by a jump or a restart, begins a new *generation* instead: the stage is NOT_STARTED again, and whatever was sent
+to the generation before is dropped when it arrives.
 
 ## What each means
 

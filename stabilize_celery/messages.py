@@ -96,6 +96,7 @@ class StartStages(WorkflowLevel):
     stages: list[list[Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        each: Any
         for each in self.stages:
             if not (
                 isinstance(each, list | tuple)
@@ -329,7 +330,7 @@ def payload_of(message: Message) -> dict[str, Any]:
     return {key: value.name if isinstance(value, Enum) else value for key, value in payload.items()}
 
 
-def decode(type_name: str, envelope: dict[str, Any], payload: dict[str, Any], version: int = 1) -> Message:
+def decode(type_name: Any, envelope: dict[str, Any], payload: Any, version: Any = 1) -> Message:
     """Rebuild a message from its row.
 
     Raises:

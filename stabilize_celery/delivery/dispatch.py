@@ -99,7 +99,13 @@ class Dispatcher:
 
     def run(self, message_id: str) -> bool:
         """Run the user code of a message."""
-        return self.worker.run(message_id)
+        try:
+            return self.worker.run(message_id)
+        except UnknownMessageError as error:
+            self._put_back(message_id, error, claimed=True)
+        except InvalidMessageError as error:
+            self._failed(message_id, error)
+        return False
 
     def handle(self, message_id: str, *, was_sent: bool = True) -> bool:
         """Handle a control message, and then those it left for this process, which nobody sent."""
@@ -145,8 +151,7 @@ class Dispatcher:
                 handled.clear()
                 unit = self._transact(message_id, token, attempt, inline, handled)
             except UnknownMessageError as error:
-                logger.warning("message %s is put back: %s", message_id, error)
-                self.store.put_back(message_id, self.surroundings.settings.resend_delay_max)
+                self._put_back(message_id, error)
                 return None
             except Exception as error:
                 if is_retryable(error) and collision < _COLLISIONS - 1:
@@ -210,6 +215,10 @@ class Dispatcher:
             tell(self.surroundings.observers, unit.transitions)
 
     # ------------------------------------------------------------------ failing
+
+    def _put_back(self, message_id: str, error: UnknownMessageError, *, claimed: bool = False) -> None:
+        self.store.put_back(message_id, self.surroundings.settings.resend_delay, claimed=claimed)
+        logger.warning("message %s is put back: %s", message_id, error)
 
     def _failed(self, message_id: str, error: Exception) -> None:
         settings = self.surroundings.settings

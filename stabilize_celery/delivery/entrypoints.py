@@ -10,6 +10,7 @@ from celery import Celery
 from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.delivery.schedules import register_start
+from stabilize_celery.jsonable import is_storable
 from stabilize_celery.messages import MESSAGE_TYPES, Message
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class _EntrypointOptions:
     max_retries = 0
     trail = False
     serializer = "json"
+    Strategy = "stabilize_celery.delivery.admission:strategy"
 
 
 def _acknowledgement(message_type: type[Message]) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _acknowledgement(message_type: type[Message]) -> dict[str, Any]:
 
 def _entrypoint(engine: Stabilize, name: str) -> Any:
     def entrypoint(message_id: Any) -> None:
-        if not isinstance(message_id, str) or len(message_id) > 64:
+        if not is_storable(message_id) or len(message_id) > 64:
             logger.warning("a %s message without a proper id was dropped: %.100r", name, message_id)
             return
         engine.dispatcher.process(message_id, name)

@@ -115,7 +115,8 @@ class Workflow:
         from stabilize_celery.dag.validation import validate_workflow
         from stabilize_celery.references import check_references
 
-        for part, given in (("context", context), ("config", config)):
+        maps: dict[str, Any] = {"context": context, "config": config}
+        for part, given in maps.items():
             if given is not None and not isinstance(given, Mapping):
                 kind = type(given).__name__
                 raise InvalidWorkflowError(f"workflow {name}: {part} must be a mapping, not of type {kind}")

@@ -224,10 +224,12 @@ class MessageStore(BaseStore):
             result: int | None = connection.execute(statement).scalar_one_or_none()
             return result
 
-    def put_back(self, message_id: str, delay: float) -> None:
-        """Leave a message that this release cannot read to a newer one."""
+    def put_back(self, message_id: str, delay: float, *, claimed: bool = False) -> None:
+        """Leave a message that this release cannot read to a newer one; a claim of it does not count as an attempt."""
         later = self.now() + timedelta(seconds=delay)
         with self.database.begin() as connection:
             connection.execute(
-                update(messages).where(messages.c.id == message_id).values(send_at=later, lease_owner=None)
+                update(messages)
+                .where(messages.c.id == message_id)
+                .values(send_at=later, lease_owner=None, attempts=messages.c.attempts - int(claimed))
             )

@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
+from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence.outbox import WAITS_IN
 from stabilize_celery.persistence.tables import edges, messages, slots, stages, workflows
@@ -54,6 +55,10 @@ _STAGE_PREFIX = "st_"
 _waits = messages.c.lease_owner.startswith(WAITS_IN)
 
 
+#: Types whose rows are claimed under a lease; the others are taken.  Whoever mixes them up finds nothing.
+_CLAIMED = [literal_column(f"'{name}'") for name, cls in MESSAGE_TYPES.items() if cls.runs_user_code]
+
+
 def gate_key(workflow_id: Any) -> ColumnElement[int]:
     """The advisory lock of a workflow."""
     return func.hashtextextended(workflow_id, literal_column("0"), type_=BigInteger)
@@ -78,6 +83,7 @@ class Queries:
         """
         condition = and_(
             messages.c.id == bindparam("message_id"),
+            messages.c.type.not_in(_CLAIMED),
             messages.c.due_at <= bindparam("now"),
             or_(messages.c.lease_owner.is_(None), messages.c.send_at <= bindparam("now")),
         )
@@ -117,7 +123,12 @@ class Queries:
             free = and_(messages.c.type == "RunTask", or_(free, _waits))
         claim = (
             update(messages)
-            .where(messages.c.id == bindparam("message_id"), messages.c.due_at <= bindparam("now"), free)
+            .where(
+                messages.c.id == bindparam("message_id"),
+                messages.c.type.in_(_CLAIMED),
+                messages.c.due_at <= bindparam("now"),
+                free,
+            )
             .values(
                 lease_owner=bindparam("owner"),
                 claims=messages.c.claims + 1,

@@ -310,8 +310,9 @@ class _Attempt:
     ) -> Outcome:
         if result.status is S.REDIRECT and result.target_stage_ref_id is None:
             return failure(ValueError("REDIRECT result without target_stage_ref_id"))
-        if not isinstance(result.target_stage_ref_id, str | None):
-            kind = type(result.target_stage_ref_id).__name__
+        target: Any = result.target_stage_ref_id
+        if not isinstance(target, str | None):
+            kind = type(target).__name__
             return failure(TypeError(f"the target of a jump is a ref_id, not of type {kind}"))
         if result.status in _IMPOSSIBLE:
             return failure(ValueError(f"task {task.name} returned the status {result.status}"))

@@ -28,8 +28,7 @@ from stabilize_celery.persistence.types import dumps
 _DIALECTS: dict[str, type[Dialect]] = {"postgresql": PGDialect, "sqlite": SQLiteDialect}
 #: What tells whether two connections see the same tables, however they got there.
 _IDENTITY = f"""
-    SELECT (SELECT system_identifier FROM pg_control_system()), current_database(),
-           to_regclass('{PREFIX}workflows')::oid
+    SELECT extract(epoch FROM pg_postmaster_start_time())::text, current_database(), to_regclass('{PREFIX}workflows')::oid
 """
 
 

@@ -11,7 +11,11 @@ PYTEST_ARGS ?=
 
 export PIP_ROOT_USER_ACTION := ignore
 
+<<<<<<< Updated upstream
 .PHONY: help demo test check bench overload hammer simulate docs format clean
+=======
+.PHONY: help demo test check bench overload hammer simulate chaos format clean
+>>>>>>> Stashed changes
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 to 3.13 and nothing else"
@@ -19,6 +23,7 @@ help:
 	@echo "make check    ruff, formatting, mypy, import contracts"
 	@echo "make bench    compare with Celery's own canvas, and small with large workflows, in one run"
 	@echo "make simulate random histories of the engine under faults: HISTORIES=100000 SEED=7"
+	@echo "make chaos    kill, freeze, wipe and restart everything while workflows run: CHAOS='--seconds 600 --seed 7'"
 	@echo "make overload a hundred thousand messages and two slow workers: nothing floods, starves or grows"
 	@echo "make hammer   eight engines on one workflow with a thousand stages, for a minute: no deadlock"
 	@echo "make docs     build the documentation into build/site, every reference checked"
@@ -65,6 +70,11 @@ HISTORIES ?= 20000
 SEED ?= 100000
 simulate: $(VENV)/.installed
 	@$(BIN)/python -m stabilize_celery.testing.simulate --histories $(HISTORIES) --seed $(SEED) --jobs 2
+
+CHAOS ?= --seconds 240 --workflows 200
+chaos: $(VENV)/.installed-test
+	@config/install-services.sh
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 overload: $(VENV)/.installed-test
 	@config/install-services.sh

@@ -38,6 +38,10 @@ class Finding:
 def check_all(stabilize: Stabilize, workflow_ids: Iterable[str]) -> list[Finding]:
     """Everything that can be told from the database of workflows that have ended."""
     found = list(leftovers(stabilize))
+    found += [
+        Finding("wrong", each.workflow_id, f"audit: {each.kind}: {each.what}")
+        for each in stabilize.audit().problems
+    ]
     for workflow_id in workflow_ids:
         workflow = stabilize.store.retrieve(workflow_id)
         found += check_workflow(workflow, stabilize.store.history(workflow_id))
@@ -79,7 +83,8 @@ def check_steps(steps: list[tuple[S, S]]) -> Iterator[tuple[str, str]]:
     for old, new in steps:
         if old is new or not can_transition(old, new):
             yield "wrong", f"went from {old} to {new}"
-    begun = sum(old is S.NOT_STARTED for old, _ in steps)
+    # One that waited for a slot goes back to where it was, and begins when it has one.
+    begun = sum(old is S.NOT_STARTED for old, _ in steps) - sum(new is S.NOT_STARTED for _, new in steps)
     ended = sum(new.is_complete for _, new in steps)
     if begun > 1:
         yield "doubled", f"began {begun} times"

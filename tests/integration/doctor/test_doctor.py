@@ -50,10 +50,11 @@ def shop(tmp_path: Any, broker_url: str, postgres_url: str) -> dict[str, Any]:
 
 
 def test_a_good_deployment_has_no_errors(shop: dict[str, Any], start_worker: Any, make_engine: Any) -> None:
-    start_worker(**shop, queues=["stabilize"], pool="threads", wait=False, name="a@localhost")
+    first = start_worker(**shop, queues=["stabilize"], pool="threads", wait=False, name="a@localhost")
     start_worker(
         **shop, queues=["stabilize.tasks"], name="b@localhost", arguments=["--prefetch-multiplier", "1"]
     )
+    first.wait_ready(60)
     engine = make_engine()
     found = examine(engine, timeout=5.0)
     # The tests' own server is allowed to forget.
@@ -83,10 +84,11 @@ def test_a_good_deployment_has_no_errors(shop: dict[str, Any], start_worker: Any
 
 
 def test_workers_that_are_not_well(shop: dict[str, Any], start_worker: Any, make_engine: Any) -> None:
-    solo = [*("--no-stabilize-relay", "--prefetch-multiplier", "4")]
-    start_worker(**shop, pool="solo", name="solo@localhost", arguments=solo, wait=False)
+    options = ["--no-stabilize-relay", "--prefetch-multiplier", "4"]
+    solo = start_worker(**shop, pool="solo", name="solo@localhost", arguments=options, wait=False)
     stranger = {name: value for name, value in shop["env"].items() if name != "DATABASE"}
     start_worker("shop", env=stranger, cwd=shop["cwd"], queues=["stabilize"], name="other@localhost")
+    solo.wait_ready(60)
     engine = make_engine(stabilize_task_routes={"charge": "payments"})
     found = examine(engine, timeout=5.0)
     said = errors(found)

@@ -11,11 +11,7 @@ PYTEST_ARGS ?=
 
 export PIP_ROOT_USER_ACTION := ignore
 
-<<<<<<< Updated upstream
-.PHONY: help demo test check bench overload hammer simulate docs format clean
-=======
-.PHONY: help demo test check bench overload hammer simulate chaos format clean
->>>>>>> Stashed changes
+.PHONY: help demo test check bench overload hammer simulate chaos docs format clean
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 to 3.13 and nothing else"

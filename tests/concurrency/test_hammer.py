@@ -16,8 +16,9 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from stabilize_celery import Stabilize, StabilizeError, StageExecution, TaskResult, Workflow, WorkflowRun
+from stabilize_celery.crash_points import watching
 from tests.concurrency.aftermath import check_branches, check_history
-from tests.concurrency.stage_hands import Scene, engine_on
+from tests.concurrency.stage_hands import HANDLED, Scene, engine_on
 from tests.conformance.harness import stage as a_stage
 
 SECONDS = float(os.environ.get("HAMMER_SECONDS", "10"))
@@ -36,13 +37,19 @@ def web(choose: random.Random) -> Workflow:
     for layer in range(LAYERS):
         refs = [f"{layer:02}-{number:02}" for number in range(WIDTH)]
         for ref in refs:
-            requires = set(choose.sample(layers[-1], 3)) if layers else set()
+            requires = set(choose.sample(layers[-1], 8)) if layers else set()
             if len(layers) > 1:
                 requires.add(choose.choice(choose.choice(layers[:-1])))
-            stops = layer > 0 and choose.random() < 0.02
+            stops = layer > 0 and choose.random() < 0.005
             stages.append(a_stage(ref, "work", requires, stops=stops))
         layers.append(refs)
     return Workflow.create("hammer", "web", stages)
+
+
+def stretch(point: str) -> None:
+    """Hold locks longer than anybody does, so that many meet: pure chance would need hours."""
+    if point == HANDLED:
+        time.sleep(random.uniform(0, 0.02))
 
 
 def interfere(run: WorkflowRun, choose: random.Random) -> None:
@@ -85,7 +92,7 @@ def test_nobody_deadlocks(scene: Scene, engines: list[Stabilize], interfered: bo
     def toil(engine: Stabilize) -> int:
         return engine.processor.drain(until=stop.is_set)
 
-    with ThreadPoolExecutor(ENGINES) as pool:
+    with watching(stretch), ThreadPoolExecutor(ENGINES) as pool:
         toiling = [pool.submit(toil, engine) for engine in engines]
         try:
             while time.monotonic() < end and not run.ready():

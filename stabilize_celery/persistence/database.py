@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from stabilize_celery.clock import Clock
 from stabilize_celery.errors import ConfigurationError, SchemaVersionError, StoreError
 from stabilize_celery.persistence.statements import explained
 from stabilize_celery.persistence.types import dumps
+from stabilize_celery.redaction import redact_text
 
 _RETRYABLE_SQLSTATES = {"40001", "40P01", "55P03"}
 #: How often the database is asked for the time at most, and how quick an answer must be to be trusted.
@@ -40,7 +41,7 @@ class Database:
     ) -> None:
         try:
             self.url = make_url(url)
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise ConfigurationError(
                 f"stabilize_database_url is not a database URL: {error}. "
                 "Write postgresql+psycopg://user:password@host/database or sqlite:///file.db"
@@ -65,10 +66,11 @@ class Database:
     @property
     def name(self) -> str:
         """The URL without its password, for messages."""
-        return self.url.render_as_string(hide_password=True)
+        return redact_text(self.url.render_as_string(hide_password=True))
 
     def _make_engine(self, pool_size: int, prepare_statements: bool) -> Engine:
-        options: dict[str, Any] = {"json_serializer": dumps}
+        # Parameters are what users store, and an error that shows them ends up in logs.
+        options: dict[str, Any] = {"json_serializer": dumps, "hide_parameters": True}
         if self.is_postgresql:
             connect_args: dict[str, Any] = {"connect_timeout": 10, "application_name": "stabilize"}
             if not prepare_statements:
@@ -78,7 +80,12 @@ class Database:
             options["connect_args"] = {"check_same_thread": False, "timeout": 30}
             if self._in_memory:
                 options["poolclass"] = StaticPool
-        engine = create_engine(self.url, **options)
+        try:
+            engine = create_engine(self.url, **options)
+        except (NoSuchModuleError, ImportError) as error:
+            raise ConfigurationError(
+                f"there is no driver for {self.name}: {error}; write postgresql+psycopg://..."
+            ) from error
         if not self.is_postgresql:
             event.listen(engine, "connect", _configure_sqlite)
             event.listen(engine, "begin", _begin_immediate)

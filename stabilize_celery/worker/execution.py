@@ -39,6 +39,7 @@ from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
+from stabilize_celery.worker.discretion import discreet, hidden
 from stabilize_celery.worker.handover import launched, own_retries, publish
 from stabilize_celery.worker.judge import failure, judge, running_time, stage_time_left, timed_out
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
@@ -131,6 +132,7 @@ class _Attempt:
             self._finish(outcome)
 
     def _finish(self, outcome: Outcome) -> bool:
+        outcome = discreet(outcome, self._stage, self._settings.redact_keys)
         attempt = Attempt(
             outcome,
             self._number,
@@ -350,7 +352,8 @@ class _Attempt:
                 reason=f"{type(error).__name__}: {error}"[:500],
             )
             return self._checked(outcome, stage)
-        logger.info("task %s of stage %s failed", task.name, stage.ref_id, exc_info=error)
+        told = hidden(described["details"]["traceback"], stage, self._settings.redact_keys)
+        logger.info("task %s of stage %s failed\n%s", task.name, stage.ref_id, told)
         return self._checked(failure(error, described, **update), stage)
 
     def _checked(self, outcome: Outcome, stage: StageExecution) -> Outcome:

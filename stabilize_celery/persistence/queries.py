@@ -56,7 +56,9 @@ _waits = messages.c.lease_owner.startswith(WAITS_IN)
 
 
 #: Types whose rows are claimed under a lease; the others are taken.  Whoever mixes them up finds nothing.
-_CLAIMED = [literal_column(f"'{name}'") for name, cls in MESSAGE_TYPES.items() if cls.runs_user_code]
+_CLAIMED: list[Any] = [
+    literal_column(f"'{name}'") for name, cls in MESSAGE_TYPES.items() if cls.runs_user_code
+]
 
 
 def gate_key(workflow_id: Any) -> ColumnElement[int]:
@@ -444,11 +446,27 @@ mark_sent = (
     )
 )
 
+
+def free_among(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """Those of some messages (``ids``) that nobody has locked, locked.
+
+    A relay changes many at once, in an order of its own: it passes by what others are at, and so is in nobody's way.
+    """
+    return (
+        select(messages.c.id)
+        .where(messages.c.id.in_(bindparam("ids", expanding=True)), *conditions)
+        .with_for_update(skip_locked=True)
+    )
+
+
 #: What waited in a queue is not there any more: it is to be handed over again.
-take_back = (
+take_back = update(messages).where(messages.c.id.in_(free_among(_waits))).values(lease_owner=None)
+
+#: The broker did not take some messages: they are sent again soon, as if that had not been tried.
+send_again = (
     update(messages)
-    .where(messages.c.id.in_(bindparam("ids", expanding=True)), _waits)
-    .values(lease_owner=None)
+    .where(messages.c.id.in_(free_among(messages.c.lease_owner.is_(None), messages.c.sends > 0)))
+    .values(send_at=bindparam("soon"), sends=messages.c.sends - 1)
 )
 
 #: Outputs of stages of a workflow that have ended, by ref_id.

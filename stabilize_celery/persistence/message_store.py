@@ -171,11 +171,7 @@ class MessageStore(BaseStore):
         soon = self.now() + timedelta(seconds=delay)
         with self.database.begin() as connection:
             for batch in queries.chunks(message_ids):
-                connection.execute(
-                    update(messages)
-                    .where(messages.c.id.in_(batch), messages.c.lease_owner.is_(None), messages.c.sends > 0)
-                    .values(send_at=soon, sends=messages.c.sends - 1)
-                )
+                connection.execute(queries.send_again, {"ids": batch, "soon": soon})
 
     def bell(self) -> Bell:
         """What wakes the relays."""

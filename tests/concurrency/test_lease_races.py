@@ -205,3 +205,24 @@ def test_a_message_comes_while_another_worker_gives_it_up(scene: Scene) -> None:
     assert statuses(run) == {"a": "CANCELED", "b": "CANCELED"}
     letters = scene.execute(select(tables.dead_letters.c.type))
     assert [letter.type for letter in letters] == ["SignalStage"]
+
+
+@pytest.mark.parametrize("what", ["take_back", "send_soon"])
+def test_a_relay_never_waits_for_what_others_do_with_messages(scene: Scene, what: str) -> None:
+    """It changes many rows in an order of its own: waiting for one with others locked would be half a deadlock."""
+    run = scene.start(flow(a_stage("a"), a_stage("b"), a_stage("c")), "RunTask")
+    ids = [row["id"] for row in scene.messages()]
+    if what == "take_back":
+        scene.execute(update(tables.messages).values(lease_owner="queue=elsewhere"))
+    cancel = scene.contender(scene.ordered(run.cancel), HANDLED).until_held()
+    relay = scene.contender(
+        lambda engine: (
+            engine.store.take_back(ids) if what == "take_back" else engine.store.send_soon(ids, 1.0)
+        )
+    ).until_stuck()
+    assert not relay.waited
+    relay.join()
+    cancel.join()
+    scene.proceed()
+    assert run.status is S.CANCELED
+    check(scene, run)

@@ -408,6 +408,8 @@ class Stabilize(Control, Nesting, Maintenance):
         """Close connections and threads."""
         if "processor" in self.__dict__:
             self.processor.close()
+        if self._events is not None:
+            self._events.close()
         if "store" in self.__dict__:
             self.store.close()
 

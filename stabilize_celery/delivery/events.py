@@ -48,7 +48,7 @@ class EventSender:
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        self._waiting: queue.Queue[tuple[str, str, dict[str, Any]]] = queue.Queue(_MOST)
+        self._waiting: queue.Queue[tuple[str, str, dict[str, Any]] | None] = queue.Queue(_MOST)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
@@ -82,11 +82,14 @@ class EventSender:
             self._put("task-started", {"uuid": uuid})
             self._put("task-succeeded", {"uuid": uuid, "result": "None", "runtime": each.seconds})
 
-    def flush(self, timeout: float = 2.0) -> None:
-        """Give what waits a last chance to be sent."""
-        end = time.monotonic() + timeout
-        while self._waiting.unfinished_tasks and time.monotonic() < end:
-            time.sleep(0.01)
+    def close(self, timeout: float = 2.0) -> None:
+        """Give what waits a last chance to be sent, and end the thread."""
+        thread = self._thread
+        if thread is not None:
+            with suppress(queue.Full):
+                self._waiting.put(None, timeout=timeout)
+            thread.join(timeout)
+            self._thread = None
 
     # ------------------------------------------------------------------ sending
 
@@ -102,16 +105,14 @@ class EventSender:
                     self._thread.start()
 
     def _work(self) -> None:
-        while True:
-            kind, hostname, fields = self._waiting.get()
+        while (event := self._waiting.get()) is not None:
             try:
-                self._send(kind, hostname, fields)
+                self._send(*event)
             except Exception as error:
                 self._drop()
-                logger.info("events cannot be sent, and are thrown away for a while: %s", error)
+                logger.info("events cannot be sent for a while: %s", error)
                 time.sleep(_PAUSE)
-            finally:
-                self._waiting.task_done()
+        self._drop()
 
     def _send(self, kind: str, hostname: str, fields: dict[str, Any]) -> None:
         if self._dispatcher is None:

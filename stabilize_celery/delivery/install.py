@@ -82,6 +82,11 @@ def engine_of(app: Celery) -> Stabilize:
     return engine
 
 
+def installed_engines() -> list[Stabilize]:
+    """The engines on all apps of this process."""
+    return list(_engines.values())
+
+
 def read_settings(app: Celery) -> Settings:
     """The ``stabilize_*`` keys of an app's configuration, in whatever style it is written."""
     values: dict[str, Any] = {}

@@ -25,6 +25,16 @@ from stabilize_celery.tasks.run import TaskRun
 _NAME = "stabilize_celery"
 
 
+def _opentelemetry() -> Any:
+    try:
+        from opentelemetry import trace
+    except ImportError:
+        raise ConfigurationError(
+            "stabilize_tracing is on, but OpenTelemetry is not installed: pip install 'stabilize-celery[otel]'"
+        ) from None
+    return trace
+
+
 class RunSpan:
     """The span of one run; this one is for when tracing is off."""
 
@@ -43,13 +53,7 @@ class Tracer:
     """
 
     def __init__(self, settings: Settings) -> None:
-        try:
-            from opentelemetry import trace
-        except ImportError:
-            raise ConfigurationError(
-                "stabilize_tracing is on, but OpenTelemetry is not installed: pip install 'stabilize-celery[otel]'"
-            ) from None
-        self._api = trace
+        self._api = _opentelemetry()
         self._keys = settings.redact_keys
 
     @contextmanager
@@ -142,7 +146,12 @@ def trace_ids(workflow_id: str) -> tuple[int, int]:
 
 
 def current_traceparent() -> str | None:
-    """The span in which a workflow is started, as W3C's Trace Context writes it; ``None`` if there is none."""
+    """The span in which a workflow is started, as W3C's Trace Context writes it; ``None`` if there is none.
+
+    Raises:
+        ConfigurationError: OpenTelemetry is not installed.
+    """
+    _opentelemetry()
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     carrier: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from stabilize_celery import Stabilize, StageExecution, TransientError, Workflow
+from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.observe.tracing import trace_ids
 
 
@@ -112,3 +114,12 @@ def test_off_by_default(spans: InMemorySpanExporter) -> None:
     with Stabilize.embedded(concurrency=1) as engine:
         engine.run(order(StageExecution.single("a", "noop")), timeout=30)
     assert spans.get_finished_spans() == ()
+
+
+def test_without_opentelemetry_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with (
+        Stabilize.embedded(tracing=True) as engine,
+        pytest.raises(ConfigurationError, match=r"pip install 'stabilize-celery\[otel\]'"),
+    ):
+        engine.start(order(StageExecution.single("a", "noop")))

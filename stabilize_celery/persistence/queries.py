@@ -465,7 +465,7 @@ take_back = update(messages).where(messages.c.id.in_(free_among(_waits))).values
 #: The broker did not take some messages: they are sent again soon, as if that had not been tried.
 send_again = (
     update(messages)
-    .where(messages.c.id.in_(free_among(messages.c.lease_owner.is_(None), messages.c.sends > 0)))
+    .where(messages.c.id.in_(free_among(or_(messages.c.lease_owner.is_(None), _waits), messages.c.sends > 0)))
     .values(send_at=bindparam("soon"), sends=messages.c.sends - 1)
 )
 

@@ -12,7 +12,7 @@ from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.ids import new_id
-from stabilize_celery.persistence.outbox import new_row
+from stabilize_celery.persistence.outbox import WAITS_IN, new_row
 from stabilize_celery.persistence.schema import create_tables
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
@@ -37,8 +37,9 @@ def relay(store):
     app.close()
 
 
-def test_what_cannot_be_sent_is_not_put_off(store, relay):
-    row = new_row(StartWorkflow(workflow_id=new_id()), SETTINGS, store.now())
+@pytest.mark.parametrize("owner", [None, WAITS_IN + "celery"], ids=["sent", "handed over"])
+def test_what_cannot_be_sent_is_not_put_off(store, relay, owner):
+    row = new_row(StartWorkflow(workflow_id=new_id()), SETTINGS, store.now()) | {"lease_owner": owner}
     store.insert_messages([row])
     for _ in range(3):
         store.clock.advance(600)

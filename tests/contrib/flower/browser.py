@@ -43,9 +43,7 @@ class Browser:
         def look(_driver: object) -> T:
             return predicate()
 
-        wait = WebDriverWait(
-            self.driver, PATIENCE, poll_frequency=0.1, ignored_exceptions=_NOT_YET
-        )
+        wait = WebDriverWait(self.driver, PATIENCE, poll_frequency=0.1, ignored_exceptions=_NOT_YET)
         try:
             return wait.until(look)
         except TimeoutException:

@@ -13,7 +13,7 @@ from tests.contrib.flower.browser import Browser
 from tests.contrib.flower.deployment import Flower, Shop
 
 S = StageExecution.single
-NASTY = "<script>window.owned = 1</script><img src=x onerror=\"window.owned = 1\">"
+NASTY = '<script>window.owned = 1</script><img src=x onerror="window.owned = 1">'
 
 
 def open_workflow(browser: Browser, flower: Flower, workflow_id: str, stage_id: str = "") -> None:
@@ -158,9 +158,7 @@ def test_names_are_never_html(shop: Shop, browser: Browser):
         name=NASTY,
     )
     shop.until(run.ready, "the end")
-    browser.open(
-        f"{shop.flower.url_with_name}/workflows?name={quote(NASTY)}"
-    )
+    browser.open(f"{shop.flower.url_with_name}/workflows?name={quote(NASTY)}")
     browser.until_text(f'tr[data-id="{run.id}"]', "<script>")
     for stage in run.workflow().stages:
         open_workflow(browser, shop.flower, run.id, stage.id)

@@ -2,13 +2,14 @@
 /* global cytoscape */
 
 import { STATUSES, symbol } from "./common.js";
+import { EdgeLayer } from "./edges.js";
 import { arrange, HEIGHT, PADDING, WIDTH } from "./layout.js";
 
 const LARGE = 400;
 const LONGEST_NAME = 20;
 const short = (text) => (text.length > LONGEST_NAME ? `${text.slice(0, LONGEST_NAME - 1)}…` : text);
 
-function style(large) {
+function style() {
   const values = getComputedStyle(document.getElementById("workflows-app"));
   const of = (name) => values.getPropertyValue(name).trim();
   const text = of("--wf-text");
@@ -31,7 +32,7 @@ function style(large) {
     { selector: "node:selected", style: { "border-width": 4, "border-color": of("--wf-focus") } },
     { selector: "edge", style: {
       width: 1.5, "line-color": line, "target-arrow-color": line, "target-arrow-shape": "triangle",
-      "curve-style": large ? "straight" : "bezier", "arrow-scale": 0.9,
+      "curve-style": "straight", "arrow-scale": 0.9,
     } },
     { selector: "edge.inner", style: { "line-style": "dotted", "target-arrow-shape": "none" } },
     { selector: "edge.jump", style: {
@@ -86,28 +87,48 @@ export class Graph {
       position: positions.get(stage.id) && { ...positions.get(stage.id) },
       grabbable: false,
     }));
-    for (const [source, target] of edges) {
-      if (stages.has(source) && stages.has(target)) elements.push({ data: { id: `${source}>${target}`, source, target } });
-    }
     elements.push(...this.inner(all, edges), ...jumpEdges(all, jumps));
     const selected = this.cy?.$("node:selected").id();
     const view = this.cy && { zoom: this.cy.zoom(), pan: this.cy.pan() };
+    this.lines?.remove();
     this.cy?.destroy();
     const large = all.length > LARGE;
     this.cy = cytoscape({
-      container: this.element, elements, style: style(large), layout: { name: "preset", fit: false },
+      container: this.element, elements, style: style(), layout: { name: "preset", fit: false },
       minZoom: 0.02, maxZoom: 2.5, autoungrabify: true, boxSelectionEnabled: false,
-      hideEdgesOnViewport: large, textureOnViewport: large, pixelRatio: large ? 1 : "auto",
+      textureOnViewport: large, pixelRatio: large ? 1 : "auto",
     });
     this.cy.on("tap", "node", (event) => {
       event.stopPropagation();
       this.chosen(event.target.id());
+    });
+    this.lines = new EdgeLayer(this.cy, this.lineEnds(edges), () => {
+      const values = getComputedStyle(document.getElementById("workflows-app"));
+      return { line: values.getPropertyValue("--wf-line"), chosen: values.getPropertyValue("--wf-focus") };
     });
     if (view) this.cy.viewport(view);
     else this.first();
     if (selected) this.select(selected, false);
     // For tests and for people who write extensions.
     this.element.cytoscape = this.cy;
+  }
+
+  /** From the middle of the right side of each upstream to that of the left side of the stage. */
+  lineEnds(edges) {
+    const boxes = new Map();
+    const box = (id) => {
+      if (!boxes.has(id)) {
+        const node = this.cy.getElementById(id);
+        const { x, y } = node.position();
+        const half = node.isParent() ? node.outerWidth() / 2 : WIDTH / 2;
+        boxes.set(id, { x1: x - half, x2: x + half, y });
+      }
+      return boxes.get(id);
+    };
+    return edges.filter(([source, target]) => this.stages.has(source) && this.stages.has(target)).map(([source, target]) => {
+      const [from, to] = [box(source), box(target)];
+      return { source, target, x1: from.x2, y1: from.y, x2: to.x1, y2: to.y };
+    });
   }
 
   /** What happens inside a stage follows in phases; a thin line from one to the next. */
@@ -170,7 +191,7 @@ export class Graph {
 
   restyle() {
     // The style sheet is read when the new scheme is in force.
-    requestAnimationFrame(() => this.cy?.style().fromJson(style(this.cy.nodes().length > LARGE)).update());
+    requestAnimationFrame(() => this.cy?.style().fromJson(style()).update());
   }
 
   key(event) {

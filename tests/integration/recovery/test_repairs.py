@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -93,7 +94,7 @@ def test_each_message_of_a_run_may_be_lost_one_after_the_other(bench: Bench) -> 
     lost = 0
     while not run.ready():
         for row in bench.rows():
-            if row["type"] != "RunHook" and lost < 60:
+            if row["type"] != "RunHook" and lost < 25:
                 bench.execute(delete(messages).where(messages.c.id == row["id"]))
                 lost += 1
         bench.mend()
@@ -260,6 +261,24 @@ def test_a_lease_that_ran_out_and_was_not_sent_again_is_reported(bench: Bench) -
     (problem,) = bench.stabilize.audit().problems
     assert problem.kind == "expired lease"
     assert "host:7" in problem.what
+
+
+def test_work_in_a_celery_queue_is_a_cause_and_is_sent_again_only_if_it_never_began(bench: Bench) -> None:
+    bench.stabilize.start(diamond())
+    bench.until_sent("RunTask")
+    (row,) = bench.rows("RunTask")
+    later = bench.stabilize.store.now() + timedelta(seconds=500)
+    waits = update(messages).where(messages.c.id == row["id"])
+    bench.execute(waits.values(lease_owner="queue=payments", send_at=later, attempts=0))
+    assert bench.stabilize.audit().causes["task in a Celery queue"] == 1
+    assert not bench.kinds()
+
+    assert bench.stabilize.rebuild().sent == 1
+    # It asked to be repeated then.
+    bench.execute(waits.values(attempts=1))
+    assert bench.stabilize.rebuild().sent == 0
+    bench.clock.advance(5000)
+    assert bench.stabilize.rebuild().sent == 1
 
 
 def test_messages_about_nothing_are_deleted(bench: Bench) -> None:

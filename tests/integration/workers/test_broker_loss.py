@@ -131,3 +131,42 @@ def test_workers_survive_a_broker_that_goes_away_and_comes_back(
     assert result.order() == ["a", "b"]
     assert result.status is S.SUCCEEDED
     assert worker.running
+
+
+#: Nothing is sent again by itself.
+PATIENT = {"stabilize_resend_delay": 600.0, "stabilize_resend_delay_max": 600.0, "stabilize_lease": 60.0}
+
+
+@pytest.mark.slow
+def test_a_wiped_broker_is_refilled_at_once(deploy: Deploy, own_rabbit: RabbitService) -> None:
+    broker = own_rabbit.add_vhost("refilled")
+    deployment = deploy(broker=broker, **PATIENT)
+    engine = deployment.engine
+    deployment.worker(concurrency=1)
+    gate = engine.gate()
+    busy = engine.start(flow(stage("slow", "script", do=[{"wait_file": gate.path}])))
+    engine.wait_event(busy, "slow")
+    later = engine.start(flow(stage("w", "wait", seconds=3600)))
+    runs = [
+        engine.start(engine.prepare(workflow))
+        for workflow in (flow(stage("a"), stage("b", after=["a"])) for _ in range(5))
+    ]
+
+    own_rabbit.wipe_data()
+    sent = engine.stabilize.rebuild().sent
+    gate.open()
+
+    assert sent >= len(runs)
+
+    def is_done() -> bool:
+        # What the worker sent into the void just before it noticed is there the next time.
+        engine.stabilize.rebuild()
+        return all(run.ready() for run in (busy, *runs))
+
+    engine.wait_until(is_done, 60)
+    assert engine.settle(busy, 60).executions("slow") == 1
+    for run in runs:
+        result = engine.wait_final(run, 60)
+        assert result.status is S.SUCCEEDED
+        assert sorted(result.order()) == ["a", "b"]
+    assert not later.ready()

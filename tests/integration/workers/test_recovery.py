@@ -31,31 +31,6 @@ def many(count: int) -> list[Workflow]:
 # ------------------------------------------------------------------ rebuild
 
 
-@pytest.mark.slow
-def test_a_wiped_broker_is_refilled_at_once(deploy: Deploy, own_rabbit: RabbitService) -> None:
-    broker = own_rabbit.add_vhost("refilled")
-    deployment = deploy(broker=broker, **PATIENT)
-    engine = deployment.engine
-    deployment.worker(concurrency=1)
-    gate = engine.gate()
-    busy = engine.start(flow(stage("slow", "script", do=[{"wait_file": gate.path}])))
-    engine.wait_event(busy, "slow")
-    later = engine.start(flow(stage("w", "wait", seconds=3600)))
-    runs = [engine.start(engine.prepare(workflow)) for workflow in many(5)]
-
-    own_rabbit.wipe_data()
-    sent = engine.stabilize.rebuild().sent
-    gate.open()
-
-    assert sent >= len(runs)
-    assert engine.settle(busy, 60).executions("slow") == 1
-    for run in runs:
-        result = engine.wait_final(run, 60)
-        assert result.status is S.SUCCEEDED
-        assert sorted(result.order()) == ["a", "b", "c"]
-    assert not later.ready()
-
-
 def test_refilling_sends_what_is_due_and_nothing_else(deploy: Deploy, rabbit_service: RabbitService) -> None:
     deployment = deploy(**PATIENT)
     engine, store = deployment.engine, deployment.engine.stabilize.store

@@ -120,6 +120,19 @@ ACTIONS: Mapping[str, Action] = {
 }
 
 
+#: What can be done to a dead letter.
+LETTER_ACTIONS: Mapping[str, tuple[str, Callable[[Stabilize, str, str], object]]] = {
+    "retry": (
+        "Try a message that was given up again; its workflow is revived if it had failed because of it.",
+        lambda engine, letter_id, user: engine.retry_dead_letter(letter_id, user=user),
+    ),
+    "drop": (
+        "Forget a message that was given up; its workflow stays as it is.",
+        lambda engine, letter_id, user: engine.drop_dead_letter(letter_id, user=user),
+    ),
+}
+
+
 class ActingHandler(DataHandler):
     """Answers to POST only, and only where this Flower may act."""
 
@@ -186,3 +199,13 @@ class ActionHandler(ActingHandler):
             ref_id = stage.ref_id_of(self.engine.store, workflow_id, body["stage_id"])
         action.do(self.engine, Asked(workflow_id, ref_id, user, body))
         return {"accepted": name, "workflow_id": workflow_id}
+
+
+class LetterHandler(ActingHandler):
+    """Does one of :data:`LETTER_ACTIONS` to a dead letter."""
+
+    def act(self, user: str, body: Mapping[str, Any], *parts: str) -> Any:
+        letter_id, name = parts
+        self.check_body(body, (), ())
+        done = LETTER_ACTIONS[name][1](self.engine, letter_id, user)
+        return {"accepted": name, "letter_id": letter_id, "done": done if isinstance(done, str) else None}

@@ -17,6 +17,7 @@ from stabilize_celery.delivery.install import engine_of
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import (
     ConfigurationError,
+    DeadLetterError,
     InvalidWorkflowError,
     StabilizeError,
     StageNotFoundError,
@@ -36,6 +37,7 @@ _MEANINGS: tuple[tuple[type[StabilizeError], HTTPStatus], ...] = (
     (WorkflowNotFoundError, HTTPStatus.NOT_FOUND),
     (StageNotFoundError, HTTPStatus.NOT_FOUND),
     (WorkflowStateError, HTTPStatus.CONFLICT),
+    (DeadLetterError, HTTPStatus.CONFLICT),
     (InvalidWorkflowError, HTTPStatus.BAD_REQUEST),
     (StoreError, HTTPStatus.SERVICE_UNAVAILABLE),
     (ConfigurationError, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -264,6 +266,6 @@ class DeadLettersHandler(DataHandler):
 
     def read(self) -> Any:
         limit = self.asked_number("limit", 50, 500)
-        found = lists.page_of_dead_letters(self.engine.store, self.asked("before"), limit + 1)
+        found = self.engine.dead_letters(before=self.asked("before"), limit=limit + 1)
         shown = [self.shown(shapes.dead_letter(row)) for row in found[:limit]]
         return {"dead_letters": shown, "next": shown[-1]["id"] if len(found) > limit else None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stabilize_celery import __version__
-from stabilize_celery.contrib.flower.actions import _TYPES, ACTIONS
+from stabilize_celery.contrib.flower.actions import _TYPES, ACTIONS, LETTER_ACTIONS
 from stabilize_celery.contrib.flower.data import DataHandler
 from stabilize_celery.models.status import WorkflowStatus
 
@@ -63,6 +63,11 @@ def description(base: str = "") -> dict[str, Any]:
         ),
     }
     paths |= {f"{one}/{name}": _acts(name) for name in ACTIONS}
+    letter = "/api/workflows/dead-letters/{letter_id}"
+    paths |= {
+        f"{letter}/{name}": _posts(LETTER_ACTIONS[name][0], "LetterAccepted", _LETTER)
+        for name in LETTER_ACTIONS
+    }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -91,6 +96,7 @@ def _query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 _WORKFLOW = {"name": "workflow_id", "in": "path", "required": True, "schema": _ID}
+_LETTER = {"name": "letter_id", "in": "path", "required": True, "schema": _ID}
 _LIMIT = _query("limit", {"type": "integer", "minimum": 1})
 _FILTER = (
     _query("application", {"type": "string"}),
@@ -126,20 +132,27 @@ def _acts(name: str) -> dict[str, Any]:
         "required": list(action.required),
         "additionalProperties": False,
     }
+    return _posts(action.about, "Accepted", _WORKFLOW, schema)
+
+
+def _posts(
+    about: str, accepted: str, subject: dict[str, Any], schema: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    body = schema or {"type": "object", "additionalProperties": False}
     return {
         "post": {
-            "summary": action.about,
+            "summary": about,
             "parameters": [
-                _WORKFLOW,
+                subject,
                 {"name": "X-XSRFToken", "in": "header", "required": True, "schema": {"type": "string"}},
                 {"name": "_xsrf", "in": "cookie", "required": True, "schema": {"type": "string"}},
             ],
             "requestBody": {
-                "required": bool(action.required),
-                "content": {"application/json": {"schema": schema}},
+                "required": bool(body.get("required")),
+                "content": {"application/json": {"schema": body}},
             },
             "responses": {
-                "202": _answer("The engine has taken it on", "Accepted"),
+                "202": _answer("The engine has taken it on", accepted),
                 "default": _answer("What is wrong", "Error"),
             },
         }
@@ -168,6 +181,7 @@ _OBJECT_OR_NULL = {"type": ["object", "null"]}
 _SCHEMAS: dict[str, Any] = {
     "Error": _object(error=_TEXT),
     "Accepted": _object(accepted=_TEXT, workflow_id=_ID),
+    "LetterAccepted": _object(accepted=_TEXT, letter_id=_ID, done=_TEXT_OR_NULL),
     "Workflow": _object(
         id=_ID,
         application=_TEXT,

@@ -8,7 +8,7 @@ from tornado.routing import URLSpec
 from tornado.web import url
 
 from stabilize_celery.contrib.flower import HERE
-from stabilize_celery.contrib.flower.actions import ACTIONS, ActionHandler
+from stabilize_celery.contrib.flower.actions import ACTIONS, LETTER_ACTIONS, ActionHandler, LetterHandler
 from stabilize_celery.contrib.flower.data import (
     CountsHandler,
     DeadLettersHandler,
@@ -29,6 +29,7 @@ _DATA: tuple[tuple[str, type], ...] = (
     ("/counts", CountsHandler),
     ("/waiting", WaitingHandler),
     ("/dead-letters", DeadLettersHandler),
+    (f"/dead-letters/{ID}/({'|'.join(LETTER_ACTIONS)})", LetterHandler),
     ("/" + ID, WorkflowHandler),
     (f"/{ID}/history", HistoryHandler),
     (f"/{ID}/stages/{ID}", StageHandler),

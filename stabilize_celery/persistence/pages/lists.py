@@ -1,4 +1,4 @@
-"""Lists: workflows, how many there are, what waits for a slot, what was given up."""
+"""Lists: workflows, how many there are, what waits for a slot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import rows
 from stabilize_celery.persistence.pages.reading import reading
 from stabilize_celery.persistence.store import WorkflowStore
-from stabilize_celery.persistence.tables import dead_letters, slots, workflows
+from stabilize_celery.persistence.tables import slots, workflows
 
 #: A status with more workflows than that is shown as "more than".
 MOST_COUNTED = 10_000
@@ -103,15 +103,6 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
             )
         )
     return conditions
-
-
-def page_of_dead_letters(store: WorkflowStore, before: str | None, limit: int) -> list[dict[str, Any]]:
-    """Messages that were given up, newest first; ``before`` is the id of the last one of the page before."""
-    statement = select(dead_letters).order_by(dead_letters.c.id.desc()).limit(limit)
-    if before is not None:
-        statement = statement.where(dead_letters.c.id < before)
-    with reading(store) as connection:
-        return [dict(row._mapping) for row in connection.execute(statement)]
 
 
 def waiting_configurations(store: WorkflowStore, limit: int) -> list[dict[str, Any]]:

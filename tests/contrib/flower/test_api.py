@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from sqlalchemy import insert
 
 from stabilize_celery import StageExecution
 from stabilize_celery.contrib.flower.openapi import description
 from stabilize_celery.contrib.flower.routes import ROUTES
+from stabilize_celery.persistence.tables import dead_letters
 from tests.contrib.flower.deployment import Shop
 
 S = StageExecution.single
@@ -41,7 +43,7 @@ def one_stage(shop: Shop, run: Any, ref: str) -> Any:
 def test_the_description_is_openapi_and_knows_every_address():
     told = description()
     validate(told)
-    paths = [path.replace("{workflow_id}", "ID").replace("{stage_id}", "ID") for path in told["paths"]]
+    paths = [re.sub(r"\{\w+\}", "ID", path) for path in told["paths"]]
     served = [
         route.regex.pattern.removesuffix("$").replace("([0-9A-Z]{26})", "ID").replace("\\.", ".")
         for route in ROUTES
@@ -265,31 +267,56 @@ def test_waiting_executions_and_their_limit(shop: Shop):
     shop.until(lambda: ours()["taken"] == 0, "the slot to be given back")
 
 
-def test_dead_letters_are_listed(shop: Shop):
-    from sqlalchemy import insert
-
-    from stabilize_celery.persistence.tables import dead_letters
-
+def bury(shop: Shop, run: Any, letter_id: str) -> None:
+    """A message about a workflow that was given up, as the engine would."""
     store = shop.stabilize.store
-    letter = {
-        "type": "StartStage",
-        "workflow_id": None,
+    row = {
+        "type": "CancelWorkflow",
+        "version": 1,
+        "workflow_id": run.id,
         "stage_id": None,
         "task_id": None,
-        "label": "shop / order",
-        "row": {},
+        "generation": 0,
+        "payload": {"user": "kim", "reason": "", "force": False},
+        "exclusive": True,
+        "queue": shop.stabilize.settings.queue,
+        "label": "order",
+    }
+    letter = {
         "attempts": 10,
         "died_at": store.now(),
+        "row": {"id": letter_id, **row},
         "error": {"details": {"error": "password=hunter2 refused", "type": "OSError", "traceback": "..."}},
     }
+    kept = {name: row[name] for name in ("type", "workflow_id", "stage_id", "task_id", "label")}
     with store.database.begin() as connection:
-        for number in range(3):
-            connection.execute(insert(dead_letters), {**letter, "id": f"0DEAD{number:021d}"})
+        connection.execute(insert(dead_letters), {"id": letter_id, **kept, **letter})
+
+
+def test_dead_letters_are_listed_tried_again_and_dropped(shop: Shop):
+    run = shop.start(S("ask", "approval"))
+    shop.until_status(run, "ask", "SUSPENDED")
+    ids = [f"0DEAD{number:021d}" for number in range(3)]
+    for letter_id in ids:
+        bury(shop, run, letter_id)
     first = shop.flower.ask("/api/workflows/dead-letters?limit=2").json
     rest = shop.flower.ask(f"/api/workflows/dead-letters?limit=2&before={first['next']}").json
-    assert [each["id"][-1] for each in first["dead_letters"] + rest["dead_letters"]] == ["2", "1", "0"]
+    assert [each["id"] for each in first["dead_letters"] + rest["dead_letters"]] == ids[::-1]
     assert rest["next"] is None
     assert first["dead_letters"][0]["error"]["error"] == "password=*** refused"
+
+    def act(letter_id: str, action: str) -> Any:
+        return shop.flower.ask(f"/api/workflows/dead-letters/{letter_id}/{action}", {})
+
+    assert act(ids[0], "drop").status == 202
+    answer = act(ids[0], "drop")
+    assert (answer.status, "there is no dead letter" in answer.json["error"]) == (409, True)
+    assert act(ids[1], "drop").status == 202
+    assert run.status.name == "RUNNING"
+    retried = act(ids[2], "retry")
+    assert (retried.status, retried.json["letter_id"]) == (202, ids[2])
+    shop.until(lambda: run.status.name == "CANCELED", "the message to be handled")
+    assert shop.flower.ask("/api/workflows/dead-letters").json["dead_letters"] == []
 
 
 def test_rows_of_flower_read_like_the_workflow(shop: Shop, finished):

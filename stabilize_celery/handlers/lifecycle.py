@@ -157,8 +157,8 @@ def abandon_work(
 ) -> None:
     """Whoever works for a stage is told that it is not wanted any more: its worker, its sub-workflow."""
     unit.stop_running(stage, force=force)
-    child = stage.own_context.get("_sub_workflow_id")
-    if child is not None and not stage.status.is_complete:
+    # Not by the id in its context: that is stored with the result of the task, which may never come.
+    for child in unit.inner_workflows(stage) if active_tasks(stage) else ():
         unit.send(CancelWorkflow(workflow_id=child, user=actor or "", reason=reason, force=force))
 
 

@@ -26,6 +26,9 @@ class StartWorkflowHandler(Handler[StartWorkflow]):
         if workflow.is_canceled:
             end_workflow(unit, workflow, S.CANCELED, workflow.cancellation_reason or "")
             return
+        if not unit.is_wanted(workflow):
+            end_workflow(unit, workflow, S.CANCELED, "the stage that started it has ended", "system")
+            return
         if workflow.start_time_expiry is not None and workflow.start_time_expiry <= unit.now:
             unit.send(
                 CancelWorkflow(workflow_id=workflow.id, user="system", reason="its start time has expired")

@@ -89,6 +89,12 @@ class Unit(Protocol):
     def sub_workflows(self, workflow: Workflow) -> list[str]:
         """The ids of the workflows that its tasks started and that have not ended."""
 
+    def inner_workflows(self, stage: StageExecution) -> list[str]:
+        """The ids of the workflows that tasks of a stage started and that have not ended."""
+
+    def is_wanted(self, workflow: Workflow) -> bool:
+        """Whether the stage whose task started a workflow has neither ended nor begun anew; read, not locked."""
+
     # -- changing
 
     def change(self, entity: Workflow | StageExecution, **values: Any) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence import queries, rows
+from stabilize_celery.persistence import nested, queries, rows
 from stabilize_celery.persistence.statements import Rows, row_of, rows_of
 from stabilize_celery.persistence.unit.writes import Writes
 from stabilize_celery.persistence.views import read_inherited
@@ -26,6 +26,7 @@ class Loads(Writes):
         self._wide = False
         self._with_context: set[str] = set()
         self._upstreams: dict[str, list[StageExecution]] = {}
+        self._inner: dict[str, Rows] = {}
         self._slot_holders: dict[str, bool] = {}
         #: Read and locked already: what follows a stage, by its id.
         self._following: dict[str, Rows] = {}
@@ -84,6 +85,24 @@ class Loads(Writes):
     def sub_workflows(self, workflow: Workflow) -> list[str]:
         found = rows_of(self.connection, queries.read_sub_workflows, {"workflow_id": workflow.id})
         return [row["id"] for row in found]
+
+    def inner_workflows(self, stage: StageExecution) -> list[str]:
+        workflow_id = stage.execution.id
+        if workflow_id not in self._inner:
+            self._inner[workflow_id] = rows_of(
+                self.connection, nested.read_inner, {"workflow_id": workflow_id}
+            )
+        return [row["id"] for row in self._inner[workflow_id] if row["parent"]["stage_id"] == stage.id]
+
+    def is_wanted(self, workflow: Workflow) -> bool:
+        parent = workflow.parent
+        if parent is None:
+            return True
+        outer = row_of(self.connection, nested.read_outer_stage, {"stage_id": parent.stage_id})
+        if outer is None or outer["generation"] != parent.generation:
+            return False
+        status: WorkflowStatus = outer["status"]
+        return not status.is_complete
 
     # ------------------------------------------------------------------ stages
 

@@ -70,12 +70,14 @@ def random_plan(seed: int) -> Plan:
     )
 
 
-def _stages(random: Random, most: int) -> list[dict[str, Any]]:
+def _stages(random: Random, most: int, depth: int = 2) -> list[dict[str, Any]]:
+    """Stages of a workflow, some of which run a workflow of their own, down to a ``depth``."""
     refs = _REFS[: random.randint(min(2, most), most)]
     stages = []
     for index, ref in enumerate(refs):
         requires = sorted(random.sample(refs[:index], min(index, random.choice((0, 1, 1, 2, 2, 3)))))
-        stages.append({"ref": ref, "requires": requires, **_body(random, refs, 2)})
+        nested = _stages(random, 2, depth - 1) if depth and random.random() < 0.08 else []
+        stages.append({"ref": ref, "requires": requires, "nested": nested, **_body(random, refs, 2)})
     return stages
 
 

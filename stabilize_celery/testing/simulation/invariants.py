@@ -58,6 +58,11 @@ class Evidence:
         return [self.store.retrieve(workflow_id) for workflow_id in self.workflow_ids]
 
     @cached_property
+    def by_id(self) -> dict[str, Workflow]:
+        """All of them, by id."""
+        return {workflow.id: workflow for workflow in self.workflows}
+
+    @cached_property
     def histories(self) -> dict[str, list[dict[str, Any]]]:
         """What is written of each, in order."""
         return {workflow_id: self.store.history(workflow_id) for workflow_id in self.workflow_ids}
@@ -123,12 +128,27 @@ def every_workflow_ends_or_waits_for_a_named_reason(evidence: Evidence) -> Itera
                 yield f"nothing drives it: {told}"
         elif workflow.status is not S.PAUSED:
             yield f"nothing drives it: {told}"
+        if not workflow.status.is_complete and _is_orphan(workflow, evidence):
+            yield f"nobody waits for it any more: {told}"
         for stage in active if not workflow.status.is_complete else ():
-            yield from (f"{problem}: {told}" for problem in _why_stuck(stage, workflow))
+            yield from (f"{problem}: {told}" for problem in _why_stuck(stage, workflow, evidence))
 
 
-def _why_stuck(stage: StageExecution, workflow: Workflow) -> Iterator[str]:
+def _is_orphan(workflow: Workflow, evidence: Evidence) -> bool:
+    """Whether it was started by a stage that has ended or begun anew since."""
+    parent = workflow.parent
+    outer = None if parent is None else evidence.by_id.get(parent.workflow_id)
+    if parent is None or outer is None:
+        return False
+    stage = next((stage for stage in outer.stages if stage.id == parent.stage_id), None)
+    return stage is None or stage.generation != parent.generation or stage.status.is_complete
+
+
+def _why_stuck(stage: StageExecution, workflow: Workflow, evidence: Evidence) -> Iterator[str]:
     if stage.status is S.SUSPENDED:
+        inner = evidence.by_id.get(stage.own_context.get("_sub_workflow_id", ""))
+        if inner is not None and inner.status.is_complete:
+            yield f"stage {stage.name} waits for {inner.name}, which is {inner.status}"
         if not any(task.status is S.SUSPENDED for task in stage.tasks):
             yield f"stage {stage.name} waits for a signal, none of its tasks does"
     elif stage.status is S.PAUSED:

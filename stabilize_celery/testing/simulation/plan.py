@@ -32,7 +32,7 @@ class Plan:
     """One history.
 
     Attributes:
-        workflows: per workflow its stages: ``{"ref", "requires", "scripts", "options", "children", "chained"}``.
+        workflows: per workflow its stages: ``{"ref", "requires", "scripts", "options", "children", "chained", "nested"}``.
         max_jumps: jumps that are let through.
         limit: how many of the workflows may run at once; ``None`` for any number.
         keep_waiting: ``keepWaitingPipelines``.
@@ -59,7 +59,7 @@ class Plan:
                 name = f"w{number}.{stage['ref']}"
                 names.append(name)
                 names += [f"{name}.{phase}" for phase in stage["children"]]
-                names += [f"{name}.options"] if stage["options"] else []
+                names += [f"{name}.{key}" for key in ("options", "nested") if stage[key]]
                 names += [f"{name}.t{n}" for n in range(len(stage["scripts"]))]
         return names
 
@@ -93,5 +93,6 @@ def _stage_without(stage: dict[str, Any], prefix: str, dropped: Collection[str])
             if f"{name}.{phase}" not in dropped
         },
         "options": {} if f"{name}.options" in dropped else stage["options"],
+        "nested": [] if f"{name}.nested" in dropped else stage["nested"],
         "scripts": [script for n, script in enumerate(stage["scripts"]) if f"{name}.t{n}" not in dropped],
     }

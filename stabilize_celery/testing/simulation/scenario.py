@@ -14,9 +14,11 @@ from stabilize_celery.testing.simulation.generate import MAX_ATTEMPTS
 from stabilize_celery.testing.simulation.invariants import Evidence, check_at_rest
 from stabilize_celery.testing.simulation.plan import Control, Plan
 from stabilize_celery.testing.simulation.scripted import (
+    NESTED,
     TASK_TYPE,
     PlannedBuilder,
     ScriptedTask,
+    nested_workflow,
     workflow_of,
 )
 from stabilize_celery.testing.simulation.story import Story
@@ -24,6 +26,7 @@ from stabilize_celery.testing.simulation.watch import Violation
 from stabilize_celery.testing.simulation.world import SimulatedClock, SimulatedKeeper, World, simulated
 
 _MOST_WAITS = 40
+_MOST_RUNS = 1000
 
 
 class Scenario(Protocol):
@@ -60,6 +63,7 @@ def engine_for(inline: bool) -> Stabilize:
         lease=30.0,
     )
     engine.register_builder(PlannedBuilder())
+    engine.register_workflow(NESTED, nested_workflow)
     return simulated(engine)
 
 
@@ -105,7 +109,8 @@ class _Controls:
                 self._do(control, world)
 
     def _do(self, control: Control, world: World) -> None:
-        run = world.runs[control.workflow % len(world.runs)]
+        runs = all_runs(world)
+        run = runs[control.workflow % len(runs)]
         workflow = run.workflow()
         stage = workflow.stages[control.target % len(workflow.stages)]
         ref = stage.name if stage.is_synthetic else stage.ref_id
@@ -132,13 +137,18 @@ class _Controls:
 def check(world: World) -> None:
     """Look at everything that must hold where nothing is left to do."""
     if not world.violations:
-        check_at_rest(Evidence(world.engine.store, world.watch, [run.id for run in world.runs]))
+        check_at_rest(Evidence(world.engine.store, world.watch, [run.id for run in all_runs(world)]))
+
+
+def all_runs(world: World) -> list[WorkflowRun]:
+    """What was started, and the workflows within; the oldest first."""
+    return list(reversed(world.engine.find(limit=_MOST_RUNS)))
 
 
 def _release(world: World) -> None:
     """Resume what is paused and signal what waits, until everything has ended."""
     for _ in range(_MOST_WAITS):
-        waiting = [run for run in world.runs if not run.ready()]
+        waiting = [run for run in all_runs(world) if not run.ready()]
         if not waiting or world.violations:
             return
         for run in waiting:
@@ -160,7 +170,7 @@ def _let_go(run: WorkflowRun, world: World) -> None:
 
 def check_ended(world: World) -> None:
     """What was resumed and signalled has ended."""
-    statuses = Counter(run.status.name for run in world.runs if not run.ready())
+    statuses = Counter(run.status.name for run in all_runs(world) if not run.ready())
     if statuses:
         world.watch.violate(
             "every_workflow_ends_or_waits_for_a_named_reason",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stabilize_celery.dag.graph import StageGraphBuilder
@@ -19,6 +19,8 @@ from stabilize_celery.testing.simulation.plan import Plan
 
 TASK_TYPE, STAGE_TYPE = "scripted", "planned"
 CONFIG = "limited"
+#: The name under which workflows within workflows are registered.
+NESTED = "nested"
 
 
 def workflow_of(plan: Plan, number: int) -> Workflow:
@@ -32,14 +34,23 @@ def workflow_of(plan: Plan, number: int) -> Workflow:
             "keepWaitingPipelines": plan.keep_waiting,
         }
     context = {"_max_jumps": plan.max_jumps, "number": number}
-    made = [_stage(stage) for stage in plan.workflows[number]]
+    made = [_stage(stage, f"w{number}") for stage in plan.workflows[number]]
     return Workflow.create("simulation", f"w{number}", made, context=context, config=config)
 
 
-def _stage(plan: dict[str, Any]) -> StageExecution:
+def nested_workflow(seen: Mapping[str, Any]) -> Workflow:
+    """The workflow within a workflow of a stage that has one."""
+    name = seen["name"]
+    return Workflow.create("simulation", name, [_stage(stage, name) for stage in seen["plan"]["nested"]])
+
+
+def _stage(plan: dict[str, Any], workflow: str) -> StageExecution:
     context = {**plan["options"], "plan": plan}
     stage = StageExecution.create(STAGE_TYPE, plan["ref"], plan["ref"], context, plan["requires"])
     stage.tasks = _tasks(plan)
+    if plan["nested"]:
+        stage.context |= {"workflow": NESTED, "name": f"{workflow}({plan['ref']})"}
+        stage.tasks.append(TaskExecution.create("nested", "sub_workflow"))
     return stage
 
 

@@ -1,0 +1,15 @@
+"""Statements about workflows within workflows; none of them locks anything of the other workflow."""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, select
+
+from stabilize_celery.persistence.tables import stages, workflows
+
+#: The workflows that tasks of a workflow started and that have not ended, each with the task that started it.
+read_inner = select(workflows.c.id, workflows.c.parent).where(
+    workflows.c.parent_workflow_id == bindparam("workflow_id"), workflows.c.end_time.is_(None)
+)
+
+#: How the stage stands whose task started a workflow.
+read_outer_stage = select(stages.c.status, stages.c.generation).where(stages.c.id == bindparam("stage_id"))

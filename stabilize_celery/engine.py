@@ -161,6 +161,7 @@ class Stabilize(Control, Nesting, Maintenance):
             clock=self._clock,
             pool_size=settings.database_pool_size,
             prepare_statements=settings.database_prepare,
+            listen_url=settings.database_listen_url,
         )
 
     @cached_property

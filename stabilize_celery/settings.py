@@ -49,6 +49,11 @@ class Settings(BaseModel):
     )
     database_pool_size: int = Field(5, ge=1, description="Connections kept open per process.")
     database_prepare: bool = Field(True, description="Prepare statements; off behind PgBouncer before 1.21.")
+    database_listen_url: str | None = Field(
+        None,
+        description="URL of the server itself, for LISTEN, if database_url names a pooler in transaction mode; "
+        "without it delays below relay_interval take up to that long there.",
+    )
 
     inline: bool = Field(True, description="Handle follow-on messages of a workflow in the same transaction.")
     inline_batch: int = Field(1000, ge=1, description="Most follow-on messages handled in one transaction.")

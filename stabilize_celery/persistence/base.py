@@ -23,8 +23,15 @@ class BaseStore:
         clock: Clock | None = None,
         pool_size: int = 5,
         prepare_statements: bool = True,
+        listen_url: str | None = None,
     ) -> None:
-        self.database = Database(url, clock=clock, pool_size=pool_size, prepare_statements=prepare_statements)
+        self.database = Database(
+            url,
+            clock=clock,
+            pool_size=pool_size,
+            prepare_statements=prepare_statements,
+            listen_url=listen_url,
+        )
         self.queries = queries.Queries(self.database.is_postgresql)
         self.url = url
 

@@ -158,15 +158,16 @@ def _examine_pooler(store: WorkflowStore, settings: Settings, found: list[Findin
         return
     if keeps_statements is None:
         return
-    found.append(
-        Finding(
-            "database",
-            Level.WARNING,
-            "a pooler gives each transaction another session (transaction mode)",
-            "none, or name the server itself",
-            "The relay cannot hear NOTIFY through it, so delays shorter than stabilize_relay_interval take up to that long.",
+    if settings.database_listen_url is None:
+        found.append(
+            Finding(
+                "database",
+                Level.WARNING,
+                "a pooler gives each transaction another session (transaction mode)",
+                "none, or set stabilize_database_listen_url to the server itself",
+                "The relay cannot hear NOTIFY through it, so shorter delays than stabilize_relay_interval take that long.",
+            )
         )
-    )
     if settings.database_prepare and not keeps_statements:
         found.append(
             Finding(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import StaticPool
 
@@ -34,18 +34,22 @@ class Database:
         url: ``postgresql+psycopg://...``, or ``sqlite:///file.db``, or ``sqlite://`` for one in memory.
         pool_size: connections kept open per process.
         prepare_statements: let psycopg prepare statements on the server; switch off behind PgBouncer before 1.21.
+        listen_url: where to LISTEN if that is impossible at ``url``, a pooler in transaction mode.
     """
 
     def __init__(
-        self, url: str, *, clock: Clock | None = None, pool_size: int = 5, prepare_statements: bool = True
+        self,
+        url: str,
+        *,
+        clock: Clock | None = None,
+        pool_size: int = 5,
+        prepare_statements: bool = True,
+        listen_url: str | None = None,
     ) -> None:
-        try:
-            self.url = make_url(url)
-        except (ArgumentError, ValueError) as error:
-            raise ConfigurationError(
-                f"stabilize_database_url is not a database URL: {error}. "
-                "Write postgresql+psycopg://user:password@host/database or sqlite:///file.db"
-            ) from error
+        self.url = _parsed("stabilize_database_url", url)
+        self.listen_url = (
+            self.url if listen_url is None else _parsed("stabilize_database_listen_url", listen_url)
+        )
         if self.url.drivername in ("postgresql", "postgres"):
             self.url = self.url.set(drivername="postgresql+psycopg")
         if self.url.get_backend_name() not in ("postgresql", "sqlite"):
@@ -174,6 +178,16 @@ class Database:
     def dispose(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def _parsed(setting: str, url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(
+            f"{setting} is not a database URL: {error}. "
+            "Write postgresql+psycopg://user:password@host/database or sqlite:///file.db"
+        ) from error
 
 
 def _measure(connection: Connection, clock: Clock) -> None:

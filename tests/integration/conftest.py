@@ -11,7 +11,8 @@ import pytest
 
 from tests.integration import celery_shop
 from tests.integration.shop_deployment import Shop
-from tests.services import RabbitService
+from tests.pooler import Pooler, pooler_running
+from tests.services import PostgresService, RabbitService
 from tests.worker import WorkerProcess
 
 
@@ -47,3 +48,16 @@ def shop(rabbit_service: RabbitService, broker_url: str, postgres_url: str, tmp_
     """A shop of the test's own, without workers: the test starts, kills and wipes what it likes."""
     with make_shop(rabbit_service, broker_url, postgres_url, tmp_path) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def pooler(postgres_service: PostgresService) -> Iterator[Pooler]:
+    """A PgBouncer in transaction mode before the tests' PostgreSQL."""
+    with pooler_running(postgres_service.url) as running:
+        yield running
+
+
+@pytest.fixture
+def pooled_url(pooler: Pooler, postgres_url: str) -> str:
+    """The test's database, through PgBouncer."""
+    return pooler.url_of(postgres_url)

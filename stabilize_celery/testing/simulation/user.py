@@ -22,7 +22,7 @@ CHECK = "check"
 _MOST_STEPS = 20_000
 _MOST_WAITS = 100
 #: Settings that are about the place an engine lives in.
-_OF_PLACE = {"database_url", "database_pool_size", "database_prepare", "imports"}
+_OF_PLACE = {"database_url", "database_pool_size", "database_prepare", "database_listen_url", "imports"}
 
 Factory = Callable[[], Workflow]
 

@@ -193,13 +193,22 @@ def test_clocks_that_differ(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -
     assert any(re.match(r"its clock and this machine's are (29|30)\.\d s apart", x) for x in problems(found))
 
 
-def test_a_pooler_in_transaction_mode(make_engine: Any, pooled_url: str) -> None:
+def test_a_pooler_in_transaction_mode(make_engine: Any, pooled_url: str, postgres_url: str) -> None:
     from stabilize_celery.persistence.checkup import examine_database
 
     pooled = make_engine(stabilize_database_url=pooled_url, stabilize_database_prepare=False)
     found = examine_database(pooled.store, pooled.settings)
     assert "a pooler gives each transaction another session (transaction mode)" in problems(found)
     assert errors(found) == []
+
+    listening = make_engine(
+        stabilize_database_url=pooled_url,
+        stabilize_database_listen_url=postgres_url,
+        stabilize_database_prepare=False,
+    )
+    assert not any(
+        "pooler" in said for said in problems(examine_database(listening.store, listening.settings))
+    )
 
     prepared = make_engine(stabilize_database_url=pooled_url)
     loses = errors(examine_database(prepared.store, prepared.settings))

@@ -338,6 +338,13 @@ CONTRASTS = """
         judge("text", all.color, ground);
         judge("quiet", getComputedStyle(document.querySelector(".wf-quiet")).color, ground);
         judge("jump", of("--wf-jump"), ground);
+        for (const kind of ["primary", "danger", "secondary"]) {
+            const button = document.createElement("button");
+            button.className = `btn btn-outline-${kind}`;
+            app.append(button);
+            judge(kind, getComputedStyle(button).color, ground);
+            button.remove();
+        }
     }
     return poor;
 """

@@ -88,6 +88,7 @@ export class Graph {
       grabbable: false,
     }));
     elements.push(...this.inner(all, edges), ...jumpEdges(all, jumps));
+    if (!this.cy) this.fitHeight(positions);
     const selected = this.cy?.$("node:selected").id();
     const view = this.cy && { zoom: this.cy.zoom(), pan: this.cy.pan() };
     this.lines?.remove();
@@ -111,6 +112,17 @@ export class Graph {
     if (selected) this.select(selected, false);
     // For tests and for people who write extensions.
     this.element.cytoscape = this.cy;
+  }
+
+  /** No higher than the graph needs at the width there is. */
+  fitHeight(positions) {
+    const xs = [...positions.values()].map(({ x }) => x);
+    const ys = [...positions.values()].map(({ y }) => y);
+    const extent = (all, more) => all.reduce((most, each) => Math.max(most, each), -Infinity)
+      - all.reduce((least, each) => Math.min(least, each), Infinity) + more;
+    const zoom = Math.min(1, this.element.clientWidth / (extent(xs, WIDTH) + 60));
+    const wanted = Math.max(0.35, zoom) * (extent(ys, HEIGHT) + 2 * PADDING) + 90;
+    this.element.style.height = `${Math.max(220, Math.min(wanted, window.innerHeight * 0.6))}px`;
   }
 
   /** From the middle of the right side of each upstream to that of the left side of the stage. */

@@ -49,7 +49,9 @@ class Bell:
     def _listen(self, timeout: float) -> None:
         try:
             if self._listener is None:
-                url = self._database.listen_url.set(drivername="postgresql").render_as_string(hide_password=False)
+                url = self._database.listen_url.set(drivername="postgresql").render_as_string(
+                    hide_password=False
+                )
                 self._listener = psycopg.connect(url, autocommit=True, application_name="stabilize-relay")
                 self._listener.execute(f"LISTEN {CHANNEL}")
             for _ in self._listener.notifies(timeout=timeout, stop_after=1):

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, event, select, update
 from sqlalchemy.engine import make_url
 
 from stabilize_celery import Stabilize, Workflow, WorkflowRun
+from stabilize_celery.clock import Clock
 from stabilize_celery.crash_points import watching
 from stabilize_celery.persistence import tables
 from stabilize_celery.persistence.types import dumps
@@ -26,7 +27,7 @@ from tests.processes import wait_until
 PATIENCE = 60.0
 #: All locks of the handlers are taken, nothing of what they changed is committed.
 HANDLED = "message.handled"
-#: Only the message is taken, and the gate entered.
+#: The message is taken and the gate entered; the result of a task has locked its stage and what follows it, too.
 TAKEN = "message.taken"
 
 SETTINGS: dict[str, Any] = {
@@ -44,10 +45,22 @@ Action = Callable[[Stabilize], Any]
 _this_thread = threading.local()
 
 
+class _OneClock(Clock):
+    """All engines of a scene are on this machine: there is nothing to measure, and so no error in it."""
+
+    def synchronise(self, *measured: Any, **more: Any) -> None:
+        pass
+
+
 def engine_on(url: str, **settings: Any) -> Stabilize:
     """An engine with connections of its own; nobody drives it but the test."""
     engine = Stabilize.embedded(
-        url, concurrency=1, create_tables=False, database_pool_size=2, **{**SETTINGS, **settings}
+        url,
+        concurrency=1,
+        create_tables=False,
+        database_pool_size=2,
+        clock=_OneClock(),
+        **{**SETTINGS, **settings},
     )
     behaviours.register(engine)
     event.listen(engine.store.database.engine, "begin", _note_backend)

@@ -158,8 +158,8 @@ def test_signal_against_suspend(scene: Scene, persistent: bool, first: str, at: 
     pair = (signal, suspend) if first == "signal" else (suspend, signal)
     scene.collide(*pair, at=at)
     scene.proceed()
-    # Held at TAKEN, the first one lets the second one pass it.
-    came_first = first if at == HANDLED else {"signal": "suspend", "suspend": "signal"}[first]
+    # A signal that is held at TAKEN has not locked the stage yet; the result of a task has.
+    came_first = "signal" if (first, at) == ("signal", HANDLED) else "suspend"
     if persistent or came_first == "suspend":
         assert run.status is S.SUCCEEDED
         assert stage(run, "a").outputs == {"woken": True}

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -29,7 +30,7 @@ from tests.processes import wait_until
 from tests.worker import ROOT, WorkerProcess
 
 APP = "tests.conformance.deployment"
-SHORT = {"stabilize_lease": 2.0, "stabilize_heartbeat": 0.2, "stabilize_resend_delay": 0.5}
+SHORT = {"stabilize_lease": 4.0, "stabilize_heartbeat": 0.2, "stabilize_resend_delay": 0.5}
 TIMEOUT = 60
 
 #: Where, and how many task bodies run once more because of it.  With continuation the arrivals are: 1 the start, 2 the
@@ -85,9 +86,11 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def victim_of(deployment: Deployment, death: Death, pool: str, concurrency: int) -> WorkerProcess:
+def victim_of(
+    deployment: Deployment, death: Death, pool: str, concurrency: int, queues: Sequence[str] = ()
+) -> WorkerProcess:
     environment = {**deployment.environment, **death.environment}
-    worker = deployment.start(APP, env=environment, pool=pool, concurrency=concurrency)
+    worker = deployment.start(APP, env=environment, pool=pool, concurrency=concurrency, queues=queues)
     deployment.workers.append(worker)
     return worker
 
@@ -131,11 +134,11 @@ def test_another_process_of_the_pool_goes_on(
 
 @pytest.mark.parametrize(
     ("death", "repeated"),
-    [("message.handled:2", 1), ("message.done:1", 0), ("relay.taken", 0), ("relay.sent", 0)],
+    [("message.handled:2", 1), ("message.done:1", 0)],
     indirect=["death"],
 )
 def test_another_worker_goes_on(deploy: Deploy, death: Death, repeated: int) -> None:
-    """The whole worker dies, as machines do; what is late in the workflow is sent by the relay."""
+    """The whole worker dies, as machines do."""
     deployment = deploy(**SHORT)
     victim = victim_of(deployment, death, "threads", 1)
 
@@ -145,6 +148,20 @@ def test_another_worker_goes_on(deploy: Deploy, death: Death, repeated: int) -> 
     deployment.worker()
 
     assert_as_if_nothing_had_happened(deployment, run, death, repeated)
+
+
+@pytest.mark.parametrize("death", ["relay.taken", "relay.sent"], indirect=True)
+def test_another_relay_goes_on(deploy: Deploy, death: Death) -> None:
+    """It dies in a worker of its own, so that no task body dies with it."""
+    deployment = deploy(**SHORT)
+    victim = victim_of(deployment, death, "threads", 1, queues=["nobody"])
+    deployment.worker(arguments=["--no-stabilize-relay"])
+
+    run = deployment.engine.start(workflow())
+    assert victim.wait(TIMEOUT) == -signal.SIGKILL
+    deployment.worker(queues=["nobody"])
+
+    assert_as_if_nothing_had_happened(deployment, run, death)
 
 
 STARTER = """

@@ -25,13 +25,13 @@ class AuditedMachine(Machine):
 
 
 @given(PLANS)
-@settings(max_examples=int(30 * PERCENT), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=int(20 * PERCENT), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_healthy_workflow_is_never_reported(plan: Plan) -> None:
     AuditedMachine(plan).run()
 
 
 @given(LIMITED_PLANS)
-@settings(max_examples=int(20 * PERCENT), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=int(10 * PERCENT), deadline=None, suppress_health_check=list(HealthCheck))
 def test_healthy_workflows_with_a_limit_are_never_reported(plan: Plan) -> None:
     AuditedMachine(plan).run()
 
@@ -98,6 +98,6 @@ def damages(*kinds: str) -> st.SearchStrategy[dict[int, tuple[str, int]]]:
 
 
 @given(PLANS, damages("messages", "messages", "branches", "upstreams", "children", "blocked"))
-@settings(max_examples=int(100 * PERCENT), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=int(50 * PERCENT), deadline=None, suppress_health_check=list(HealthCheck))
 def test_what_is_lost_is_mended_and_the_workflow_ends(plan: Plan, lost: dict[int, tuple[str, int]]) -> None:
     DamagedMachine(plan, lost).run()

@@ -26,7 +26,7 @@ TEXTS = st.lists(PARTS | TEXT, max_size=8).map("".join) | TEXT
 NAMES = st.fixed_dictionaries({}, optional=dict.fromkeys(["x", "y"], JSON))
 
 
-@cases(3000)
+@cases(3500)
 @given(TEXTS, NAMES)
 def test_any_text_is_a_condition_or_refused_with_a_reason(text: str, names: dict[str, Any]) -> None:
     with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from tests.fuzz.hostile import ANYTHING, JSON, TEXT, cases
 FIELDS = sorted({f.name for cls in MESSAGE_TYPES.values() for f in fields(cls)})
 
 
-@cases(3000)
+@cases(2000)
 @given(
     st.sampled_from(list(MESSAGE_TYPES)) | TEXT | JSON,
     st.dictionaries(st.sampled_from(ENVELOPE_FIELDS), JSON)

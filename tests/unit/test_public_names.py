@@ -92,6 +92,7 @@ ERRORS = [
     "WorkflowNotFoundError",
     "WorkflowStateError",
     "WorkflowTimeoutError",
+    "causes_of",
     "describe_error",
     "is_transient",
     "truncate_error",

@@ -15,7 +15,7 @@ from tests.simulation.seeds import CI_SEEDS
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_random_histories_hold():
     """The long form is ``make simulate``."""
     batches = list(play_many(0, CI_SEEDS, jobs=2))
@@ -73,7 +73,7 @@ def test_histories_of_a_broken_engine_are_told_as_short_as_they_can_be(monkeypat
     assert "breaks history_replays_to_the_state" in told
     assert " is SUCCEEDED, its history ends with RUNNING" in told
     story, command = told.split("to see it again: ")
-    assert story.count(" is committed: ") <= 3, story
+    assert story.count(" is committed: ") <= 5, story  # without continuation in place
     assert "!" not in story, "no fault is needed for it"
 
     arguments = command.split("stabilize_celery.testing.simulate ")[1].split()
@@ -89,7 +89,7 @@ def test_what_is_left_out_changes_nothing_else():
     assert only(plan, plan.parts()) == plan
     nothing = only(plan, ())
     assert (nothing.workflows, nothing.faults, nothing.controls) == ([[]] * len(plan.workflows), (), ())
-    assert RandomWorkflows().play(nothing).steps == 0 or not RandomWorkflows().play(nothing).violations
+    assert not RandomWorkflows().play(nothing).violations
 
 
 def test_seeds_that_fail_are_named(monkeypatch):

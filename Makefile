@@ -61,6 +61,7 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-test
 	@$(BIN)/python -m benchmarks.peers
 	@$(BIN)/python -m benchmarks.scale
+	@$(BIN)/python -m benchmarks.flower_page
 
 HISTORIES ?= 20000
 SEED ?= 100000

@@ -85,7 +85,7 @@ def changes_since(store: WorkflowStore, workflow_id: str, mark: str) -> Graph | 
     since = _moment_of(mark)
     with reading(store) as connection:
         new_mark = _mark(connection, workflow_id)
-        if new_mark == mark:
+        if new_mark == mark and not mark.startswith("0@"):
             return None
         workflow = read_head(connection, store, workflow_id)
         touched = select(history.c.stage_id).where(

@@ -32,6 +32,9 @@ MAX_FILE_BYTES = 5 * 1024 * 1024
 #: Values in a file; what an alias stands for counts every time, so that aliases of aliases cannot explode.
 MAX_VALUES = 500_000
 
+#: Python writes no number of more than 4,300 digits.
+_MAX_BITS = 14_000
+
 Loc = Sequence[str | int]
 
 
@@ -171,6 +174,8 @@ class _Builder:
             value = getattr(self._scalars, f"construct_yaml_{kind}")(node)
         except (ValueError, LookupError, OverflowError) as failure:
             raise self._error(node, f"not a value of type {kind}: {failure}") from None
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise self._error(node, "the number has too many digits; write it in quotes")
         if isinstance(value, float) and not math.isfinite(value):
             raise self._error(node, f"{node.value:.80} cannot be stored as JSON; write null")
         return value

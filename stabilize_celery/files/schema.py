@@ -182,6 +182,13 @@ def read_form(document: Document) -> WorkflowForm:
         raise WorkflowFileError("\n".join(lines)) from None
 
 
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):  # a number with too many digits, or nested too deeply
+        return f"what was given ({type(value).__name__})"
+
+
 def _described(document: Document, problem: Any) -> WorkflowFileError:
     """One of pydantic's problems, with its place and in our words."""
     loc: tuple[str | int, ...] = problem["loc"]
@@ -197,7 +204,7 @@ def _described(document: Document, problem: Any) -> WorkflowFileError:
     if kind == "missing":
         return document.error(f"{path} is missing", loc)
     said = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
-    return document.error(f"{path}: {said}, not {repr(problem['input'])[:80]}", loc)
+    return document.error(f"{path}: {said}, not {_shown(problem['input'])}", loc)
 
 
 def _path(loc: Sequence[str | int]) -> str:

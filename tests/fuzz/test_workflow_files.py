@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stabilize_celery import Stabilize
 from stabilize_celery.errors import WorkflowFileError
 from stabilize_celery.loader import load_workflow, workflow_from_dict, workflow_to_dict
-from tests.fuzz.hostile import JSON, TEXT, cases
+from tests.fuzz.hostile import JSON, TEXT, cases, nested
 
 Read = Callable[[str, bytes], None]
 
@@ -139,6 +139,21 @@ def test_any_data_of_a_program(engine: Stabilize, data: Any) -> None:
     run = engine.start(workflow)
     assert workflow_to_dict(run.workflow()) == workflow_to_dict(workflow)
     engine.store.delete(run.id)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**5000, [10**5000], nested(5000), {"ref": 10**5000}],
+    ids=["number", "list", "deep", "mapping"],
+)
+def test_values_that_cannot_be_shown_are_refused_all_the_same(value: Any) -> None:
+    for data in (
+        {"stages": value},
+        {"stages": [value]},
+        {"stages": [{"ref": "a", "type": "noop", "context": {"a": value}}]},
+    ):
+        with pytest.raises(WorkflowFileError, match="workflow: "):
+            workflow_from_dict(data)
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -35,6 +35,8 @@ class Crew:
         #: What each worker wrote last that ended without having been told to.
         self.deserters: list[str] = []
         self.restarts = 0
+        #: How often one did not end when it was told to.
+        self.stubborn = 0
         #: Held by whoever is doing something to a worker.
         self._hands_on = threading.Lock()
         self._over = threading.Event()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from amqp.exceptions import NotFound
 from celery import Celery
 from sqlalchemy import select
 
@@ -30,7 +31,7 @@ from tests.services import PostgresService, RabbitService
 T = TypeVar("T")
 
 #: For a call of the client while the database is away, and for all workflows to end once nothing is injected any more.
-CALL_PATIENCE, END_PATIENCE = 90.0, 120.0
+CALL_PATIENCE, END_PATIENCE = 90.0, 240.0
 
 
 @dataclass
@@ -211,6 +212,7 @@ class Driver:
         report.granted = slots.granted(stabilize)
         report.deserters = list(self._chaos.crew.deserters)
         report.restarts = self._chaos.crew.restarts
+        report.stubborn = self._chaos.crew.stubborn
         report.refused = self._chaos.crew.count("its lease was lost")
         report.idle = self._idle_queues()
         for workflow_id in ids:
@@ -229,8 +231,9 @@ class Driver:
         """Queues that not every worker consumes from, though nothing is broken any more: somebody only seems alive."""
 
         def consumers(queue: str) -> int:
-            with self._chaos.rabbit.channel(self._chaos.broker) as channel:
+            with suppress(NotFound), self._chaos.rabbit.channel(self._chaos.broker) as channel:
                 return int(channel.queue_declare(queue, passive=True).consumer_count)
+            return 0
 
         queues = self._chaos.stabilize.settings.queues()
         workers = len(self._chaos.crew.workers)

@@ -17,7 +17,7 @@ import psutil
 from amqp.exceptions import NotFound
 from sqlalchemy import make_url
 
-from tests.processes import wait_until
+from tests.processes import ProcessFailed, wait_until
 from tests.worker import WorkerProcess
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: For a fault to have happened, and for what it stopped to be started again.
 _PATIENCE = 60.0
+#: Until a worker that is to end is killed, as whatever runs it would do.
+_STOP_TIMEOUT = 20.0
 BROKER_KILLED, DATABASE_KILLED = "broker killed", "database killed"
 
 
@@ -73,7 +75,12 @@ def kill_worker(chaos: Deployment, rng: random.Random) -> None:
 
 def shut_down_worker(chaos: Deployment, rng: random.Random) -> None:
     with chaos.crew.one_to_end(rng) as worker:
-        worker.stop(_PATIENCE)
+        try:
+            worker.stop(_STOP_TIMEOUT)
+        except ProcessFailed:
+            # A worker with threads that has lost a connection under running tasks waits for them for ever (Celery).
+            chaos.crew.stubborn += 1
+            worker.kill()
 
 
 def kill_pool_process(chaos: Deployment, rng: random.Random) -> None:

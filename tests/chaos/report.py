@@ -35,6 +35,8 @@ class Report:
     #: Workers that ended by themselves.
     deserters: list[str] = field(default_factory=list)
     restarts: int = 0
+    #: Workers that had to be killed because they did not shut down.
+    stubborn: int = 0
     #: Results that came after their lease was lost.
     refused: int = 0
     #: Claims that a killed database had forgotten, so that another worker made the same one.
@@ -113,7 +115,8 @@ class Report:
             f"{len(self.bodies)} task bodies, {self.in_vain} of them in vain, {self.refused} late results refused.",
             f"{self.forgotten} claims were forgotten by a killed database.",
             f"{grants} slots given out, {most} held at once at most. The slowest workflow took {slowest:.1f} s.",
-            f"{self.restarts} workers started again, {len(self.deserters)} of them had ended by themselves.",
+            f"{self.restarts} workers started again, {len(self.deserters)} had ended by themselves.",
+            f"{self.stubborn} times a worker did not shut down and was killed.",
         ]
         lines += [f"PROBLEM {problem}" for problem in self.problems]
         return "\n".join(lines)

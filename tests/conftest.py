@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.services import PostgresService, RabbitService, choose_postgres, choose_rabbit
 from tests.worker import WorkerProcess
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("unhurried", settings(), deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

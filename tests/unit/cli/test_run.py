@@ -168,8 +168,11 @@ def test_files_that_are_refused(cli, flow, text: str, message: str) -> None:
 
 
 def test_a_file_that_is_not_there(cli) -> None:
-    for command in ("run", "start", "validate", "graph"):
+    for command in ("run", "start", "graph"):
         assert refusal(cli(command, "no.yaml", database=None)) == "no.yaml: there is no such file"
+    # It takes many files, and says what is wrong with each.
+    checked = cli("validate", "no.yaml", database=None)
+    assert (checked.exit_code, checked.stderr.strip()) == (1, "no.yaml: there is no such file")
 
 
 @pytest.mark.parametrize("context", ["{", "[1]"])

@@ -21,9 +21,10 @@ from stabilize_celery.testing.simulation.scripted import (
     nested_workflow,
     workflow_of,
 )
+from stabilize_celery.testing.simulation.simulated import SimulatedClock, SimulatedKeeper, simulated
 from stabilize_celery.testing.simulation.story import Story
 from stabilize_celery.testing.simulation.watch import Violation
-from stabilize_celery.testing.simulation.world import SimulatedClock, SimulatedKeeper, World, simulated
+from stabilize_celery.testing.simulation.world import World
 
 _MOST_WAITS = 40
 _MOST_RUNS = 1000

@@ -7,22 +7,21 @@ from random import Random
 from typing import Any
 
 from stabilize_celery.engine import Stabilize
-from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.run import WorkflowRun
 from stabilize_celery.stages.builder import StageDefinitionBuilder
 from stabilize_celery.tasks.registry import TaskSource
+from stabilize_celery.testing.origin import settings_of
 from stabilize_celery.testing.simulation.faults import random_faults
 from stabilize_celery.testing.simulation.plan import Plan
 from stabilize_celery.testing.simulation.run import Failure, shortened
 from stabilize_celery.testing.simulation.scenario import Played, check
-from stabilize_celery.testing.simulation.world import SimulatedClock, World, simulated
+from stabilize_celery.testing.simulation.simulated import SimulatedClock, simulated
+from stabilize_celery.testing.simulation.world import World
 
 CHECK = "check"
 _MOST_STEPS = 20_000
 _MOST_WAITS = 100
-#: Settings that are about the place an engine lives in.
-_OF_PLACE = {"database_url", "database_pool_size", "database_prepare", "database_listen_url", "imports"}
 
 Factory = Callable[[], Workflow]
 
@@ -110,7 +109,7 @@ class Simulation:
         builders: Iterable[StageDefinitionBuilder],
     ) -> Stabilize:
         engine = Stabilize.embedded(
-            "sqlite://", concurrency=1, clock=SimulatedClock(), **_settings_of(stabilize)
+            "sqlite://", concurrency=1, clock=SimulatedClock(), **settings_of(stabilize)
         )
         self._engines.append(engine)
         if stabilize is not None:
@@ -180,12 +179,3 @@ class UserWorkflow:
         except Exception as error:
             self.raised = error
             world.watch.violate(CHECK, f"{type(error).__name__}: {error}")
-
-
-def _settings_of(stabilize: Stabilize | None) -> dict[str, Any]:
-    try:
-        settings = stabilize.settings if stabilize is not None else None
-    except ConfigurationError:
-        # It has no Celery app yet.
-        settings = None
-    return {} if settings is None else settings.model_dump(exclude=_OF_PLACE)

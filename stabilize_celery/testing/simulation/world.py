@@ -10,83 +10,30 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from stabilize_celery.clock import FakeClock
 from stabilize_celery.crash_points import POINTS, reach, watching
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import WorkflowNotFoundError
 from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.models.ids import numbered_ids
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.observe import Transition
 from stabilize_celery.persistence.inspection import empty
 from stabilize_celery.persistence.outbox import Outgoing, outgoing
 from stabilize_celery.run import WorkflowRun
 from stabilize_celery.testing.simulation.broker import SimulatedBroker
 from stabilize_celery.testing.simulation.faults import Fault, Faults
+from stabilize_celery.testing.simulation.simulated import BEGIN, Killed, SimulatedClock, SimulatedKeeper
 from stabilize_celery.testing.simulation.story import Story
+from stabilize_celery.testing.simulation.telling import Teller
 from stabilize_celery.testing.simulation.watch import Violation, Watch
-from stabilize_celery.worker.leases import Lease, LeaseKeeper
 
-BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 #: Seconds that handling a message takes.
 _STEP = 0.01
 _RELAY_BATCH = 20
 #: How many processes may hang at the same time.
 _DEEPEST = 3
-
-
-class Killed(KeyboardInterrupt):
-    """A process died.  Derived from KeyboardInterrupt, which the engine never takes for a failure of a task."""
-
-
-class SimulatedClock(FakeClock):
-    """A clock that can be set back to the beginning for the next history."""
-
-    def __init__(self) -> None:
-        super().__init__(BEGIN)
-
-    def reset(self) -> None:
-        """It is the beginning again."""
-        self._now = BEGIN
-
-
-class SimulatedKeeper(LeaseKeeper):
-    """Leases without a thread: the heart beats once when a task begins, and time limits run out when told to."""
-
-    watch: Watch | None = None
-    _current: Lease | None = None
-
-    @contextmanager
-    def keep(self, lease: Lease) -> Iterator[Lease]:
-        outer, self._current = self._current, lease
-        self._beat([lease])
-        if self.watch is not None:
-            self.watch.called(lease.message_id, lease.run)
-        try:
-            yield lease
-        finally:
-            lease.done.set()
-            self._current = outer
-
-    def expire(self) -> None:
-        """The call that is running takes longer than it may."""
-        lease = self._current
-        if lease is not None and not lease.expired:
-            lease.expired = True
-            lease.on_deadline()
-
-
-def simulated(engine: Stabilize) -> Stabilize:
-    """Make an embedded engine ready for simulated worlds; it is good for nothing else then."""
-    dispatcher, settings = engine.dispatcher, engine.settings
-    keeper = SimulatedKeeper(engine.store, settings.lease, settings.heartbeat, settings.task_kill_grace)
-    dispatcher.keeper = dispatcher.worker.keeper = keeper
-    # With an observer transactions keep what they change.
-    engine.observers.append(lambda transitions: None)
-    return engine
 
 
 class World:
@@ -118,13 +65,12 @@ class World:
         self.faults = Faults(faults)
         self.watch = Watch(engine.store, limited)
         self.story = Story(BEGIN) if told else None
+        self._teller = Teller(engine.store, self.watch, self.story)
         self.runs: list[WorkflowRun] = []
         self.steps = 0
         self._most_steps = most_steps
         self._before_step = before_step
-        self._depth = 0
         self._relay_at = BEGIN
-        self._names: dict[str, str] = {}
         self._dead: Fault | None = None
         self._current: Outgoing | None = None
         #: Whoever runs the task of this message hangs for longer than the one who hangs now: as good as dead.
@@ -171,6 +117,10 @@ class World:
             package.setLevel(before[0])
             dispatch.setLevel(before[1])
             dispatch.propagate = before[2]
+
+    def note(self, text: str) -> None:
+        """Put a line into the story."""
+        self._teller.note(text)
 
     @property
     def violations(self) -> list[Violation]:
@@ -243,7 +193,9 @@ class World:
             self._relay_at += timedelta(seconds=settings.relay_interval)
         if not rows:
             return 0
-        self._tell(lambda: f"the relay sends {', '.join(self._named(outgoing(row)) for row in rows)}")
+        self._teller.tell(
+            lambda: f"the relay sends {', '.join(self._teller.named(outgoing(row)) for row in rows)}"
+        )
         with suppress(Killed):
             reach("relay.taken")
             self.broker.publish([outgoing(row) for row in rows])
@@ -251,12 +203,12 @@ class World:
         return len(rows)
 
     def _handle(self, message: Outgoing) -> None:
-        self._tell(lambda: f"{self._named(message)} is delivered")
+        self._teller.tell(lambda: f"{self._teller.named(message)} is delivered")
         outer = self._current, self._dead
         self._current, self._dead = message, None
         try:
             if not self.engine.dispatcher.process(message.id, message.type):
-                self._tell(lambda: "  there is nothing to do for it")
+                self._teller.tell(lambda: "  there is nothing to do for it")
             reach("message.done")
         except Killed:
             # What is acknowledged late is delivered again, unless the broker has lost it meanwhile.
@@ -264,7 +216,7 @@ class World:
                 self.broker.publish([message])
         finally:
             self._current, self._dead = outer
-        self._tell_commits()
+        self._teller.commits()
 
     def _redelivers(self) -> bool:
         return self._dead is not None and self._dead.kind == "killed"
@@ -278,15 +230,15 @@ class World:
             fault = Fault(point, 0, "killed silently")
         if fault is None:
             return
-        self._tell_commits()
+        self._teller.commits()
         if fault.kind.startswith("killed"):
-            self._tell(lambda: f"! at {point} ({POINTS[point]}) the process dies")
+            self._teller.tell(lambda: f"! at {point} ({POINTS[point]}) the process dies")
             self._dead = fault
             raise Killed
-        if self._depth < _DEEPEST:
-            self._tell(lambda: f"! {fault}")
+        if self._teller.depth < _DEEPEST:
+            self._teller.tell(lambda: f"! {fault}")
             self._hang(fault)
-            self._tell(lambda: f"! the process that hung at {point} goes on")
+            self._teller.tell(lambda: f"! the process that hung at {point} goes on")
 
     def _hang(self, fault: Fault) -> None:
         """A process hangs; the others go on from within it."""
@@ -297,60 +249,17 @@ class World:
             self._outlasted = self._current.id
         elif fault.kind == "doubled" and self._current is not None:
             self.broker.publish([self._current])
-        self._depth += 1
+        self._teller.depth += 1
         try:
             for _ in range(fault.number):
                 if not self.violations:
                     self.step()
         finally:
-            self._depth -= 1
+            self._teller.depth -= 1
             self._outlasted = outer
 
     def _struck(self, fault: Fault, message: Outgoing) -> None:
-        self._tell(lambda: f"! {self._named(message)}: {fault}")
-
-    # ------------------------------------------------------------------ telling
-
-    def _tell(self, text: Callable[[], str]) -> None:
-        if self.story is not None:
-            self.story.add(self.clock.now(), self._depth, text())
-
-    def _tell_commits(self) -> None:
-        if self.story is None:
-            self.watch.commits.clear()
-            return
-        commits, self.watch.commits[:] = list(self.watch.commits), []
-        for kind, transitions in commits:
-            changes = ", ".join(filter(None, map(self._change, transitions))) or "nothing changed"
-            self.note(f"  {kind} is committed: {changes}")
-
-    def note(self, text: str) -> None:
-        """Put a line into the story."""
-        self._tell(lambda: text)
-
-    def _change(self, transition: Transition) -> str:
-        subject = self._stage_name(transition) or transition.workflow_name or "the workflow"
-        if transition.event in ("retry", "signal", "skip", "refused", "launch"):
-            return f"{subject} {transition.event}"
-        if transition.task_id is not None:
-            subject += " (task)"
-        return f"{subject} -> {transition.new}"
-
-    def _stage_name(self, transition: Transition) -> str:
-        stage_id = transition.stage_id
-        if stage_id is None:
-            return ""
-        if stage_id not in self._names:
-            name = transition.stage_ref
-            with suppress(WorkflowNotFoundError):
-                stage = self.engine.store.retrieve_stage(stage_id)
-                name = stage.name if stage.is_synthetic else stage.ref_id
-            self._names[stage_id] = f"{transition.workflow_name} / {name}"
-        return self._names[stage_id]
-
-    @staticmethod
-    def _named(message: Outgoing) -> str:
-        return f"{message.type} of {message.label}" if message.label else message.type
+        self._teller.tell(lambda: f"! {self._teller.named(message)}: {fault}")
 
 
 class _Listener(logging.Handler):

@@ -82,10 +82,11 @@ class JumpToStageHandler(Handler[JumpToStage]):
         reason = f"jump from {source.ref_id} to {target.ref_id}"
         if not is_backward(requires, outer.ref_id, target.ref_id):
             self._leave(unit, source, outer, reason)
-        for ref in topological_order(requires):
+        order = topological_order(requires)
+        for ref in order:
             if ref in passed:
                 self._pass_over(unit, by_ref[ref], reason)
-        for ref in reset:
+        for ref in (ref for ref in order if ref in reset):
             stage = by_ref[ref]
             remove_children(unit, stage, reason)
             reset_stage(unit, stage, reason)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+#: By how much the clocks of two machines may differ before one takes what the other has sent for not due yet.
+TOLERANCE = timedelta(seconds=0.5)
+
 
 class Clock:
     """The time of the database, as far as this process knows it.
@@ -19,6 +22,10 @@ class Clock:
         """The current time, timezone-aware."""
         return datetime.now(UTC) + self._offset
 
+    def latest(self) -> datetime:
+        """What is due by then may be handled: other machines may be a little ahead."""
+        return self.now() + TOLERANCE
+
     def synchronise(self, database_time: datetime, own_time: datetime | None = None) -> None:
         """Take over the database's time, which it was when this machine's clock showed ``own_time`` (default: now)."""
         self._offset = database_time - (own_time or datetime.now(UTC))
@@ -32,6 +39,9 @@ class FakeClock(Clock):
         self._now = start or datetime.now(UTC)
 
     def now(self) -> datetime:
+        return self._now
+
+    def latest(self) -> datetime:
         return self._now
 
     def synchronise(self, database_time: datetime, own_time: datetime | None = None) -> None:

@@ -48,6 +48,7 @@ class LeaseStore(BaseStore):
             "message_id": message_id,
             "owner": owner,
             "now": now,
+            "latest": self.clock.latest(),
             "lease_end": now + timedelta(seconds=lease),
         }
         with self.database.autocommit() as connection:

@@ -63,7 +63,12 @@ class MessageStore(BaseStore):
         """
         now = self.now()
         if token is None:
-            statement, parameters = self.queries.take, {"message_id": message_id, "now": now}
+            statement = self.queries.take
+            parameters: dict[str, Any] = {
+                "message_id": message_id,
+                "now": now,
+                "latest": self.clock.latest(),
+            }
         else:
             statement, parameters = self.queries.settle, {"message_id": message_id, "token": token}
         with self.database.begin() as connection:

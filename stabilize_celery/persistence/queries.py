@@ -86,7 +86,7 @@ class Queries:
         condition = and_(
             messages.c.id == bindparam("message_id"),
             messages.c.type.not_in(_CLAIMED),
-            messages.c.due_at <= bindparam("now"),
+            messages.c.due_at <= bindparam("latest"),
             or_(messages.c.lease_owner.is_(None), messages.c.send_at <= bindparam("now")),
         )
         return delete(messages).where(condition, *self._gate()).returning(*messages.c)
@@ -128,7 +128,7 @@ class Queries:
             .where(
                 messages.c.id == bindparam("message_id"),
                 messages.c.type.in_(_CLAIMED),
-                messages.c.due_at <= bindparam("now"),
+                messages.c.due_at <= bindparam("latest"),
                 free,
             )
             .values(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import event
 
+from stabilize_celery import Stabilize, StageExecution, Workflow, WorkflowStatus
 from stabilize_celery.clock import Clock, FakeClock
 from stabilize_celery.persistence.database import Database
 
@@ -40,3 +41,30 @@ def test_an_answer_that_comes_late_does_not_make_the_clock_late(postgres_url: st
         pass
     database.dispose()
     assert abs(database.clock.now() - datetime.now(UTC)) < NEAR
+
+
+class BehindClock(Clock):
+    """Never hears what time it is elsewhere."""
+
+    def __init__(self, behind: float) -> None:
+        super().__init__()
+        self._offset = -timedelta(seconds=behind)
+
+    def synchronise(self, database_time: datetime, own_time: datetime | None = None) -> None:
+        """Not even now."""
+
+
+@pytest.mark.parametrize(("behind", "handled"), [(0.2, True), (60, False)])
+def test_a_machine_that_is_a_little_behind_handles_what_others_have_just_sent(
+    postgres_url: str, behind: float, handled: bool
+):
+    with (
+        Stabilize.embedded(postgres_url, concurrency=1) as ahead,
+        Stabilize.embedded(postgres_url, concurrency=1, clock=BehindClock(behind)) as late,
+    ):
+        run = ahead.start(
+            Workflow.create("clocks", "one", [StageExecution.single("a", "python", context={"script": "1"})])
+        )
+        [(message_id, message_type)] = ahead.publisher.ready
+        assert late.dispatcher.process(message_id, message_type) is handled
+        assert (run.status is WorkflowStatus.RUNNING) is handled

@@ -11,13 +11,14 @@ PYTEST_ARGS ?=
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test check bench overload hammer simulate chaos docs format clean
+.PHONY: help demo test check bench bench-quick overload hammer simulate chaos docs format clean
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 to 3.13 and nothing else"
 	@echo "make test     run every test against private PostgreSQL and RabbitMQ instances"
 	@echo "make check    ruff, formatting, mypy, import contracts"
-	@echo "make bench    compare with Celery's own canvas, and small with large workflows, in one run"
+	@echo "make bench    this engine, Celery's canvas and other engines by turns, and what waiting, history and load cost; hours"
+	@echo "make bench-quick  the same for two minutes"
 	@echo "make simulate random histories of the engine under faults: HISTORIES=100000 SEED=7"
 	@echo "make chaos    kill, freeze, wipe and restart everything while workflows run: CHAOS='--seconds 600 --seed 7'"
 	@echo "make overload a hundred thousand messages and two slow workers: nothing floods, starves or grows"
@@ -58,9 +59,23 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-test
-	@$(BIN)/python -m benchmarks.peers
-	@$(BIN)/python -m benchmarks.scale
+$(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
+	@echo "Installing stabilize-celery[bench] into $(VENV) ..."
+	@$(PIP) install --editable '.[bench]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+bench: $(VENV)/.installed-bench
+	@config/install-services.sh
+	@$(BIN)/python -m benchmarks $(BENCH)
+	@$(BIN)/python -m benchmarks.latency
+	@$(BIN)/python -m benchmarks.waiting
+	@$(BIN)/python -m benchmarks.past
+	@$(BIN)/python -m benchmarks.saturation
+	@$(BIN)/python -m benchmarks.memory
+
+bench-quick: $(VENV)/.installed-test
+	@config/install-services.sh
+	@$(BIN)/python -m benchmarks --quick --into build/benchmarks/results
 	@$(BIN)/python -m benchmarks.flower_page
 
 HISTORIES ?= 20000

@@ -21,7 +21,7 @@ import shutil
 import signal
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -151,10 +151,11 @@ POSTGRES_SETTINGS = {
 
 
 class LocalPostgres(PostgresService):
-    """A private instance of the installed binaries."""
+    """A private instance of the installed binaries; ``settings`` go before those of the tests."""
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, settings: Mapping[str, str] | None = None) -> None:
         self.binaries = binaries
+        self._settings = {**POSTGRES_SETTINGS, **(settings or {})}
         # The server refuses to run as root, so root lends it another account and a folder of its own.
         self.user = _unprivileged_user() if os.geteuid() == 0 else None
         self._folder = temporary_folder("postgres", self.user)
@@ -213,7 +214,7 @@ class LocalPostgres(PostgresService):
         wait_ready(process, self._answers, START_TIMEOUT)
 
     def _command(self) -> list[str]:
-        settings = {**POSTGRES_SETTINGS, "port": str(self._url.port)}
+        settings = {**self._settings, "port": str(self._url.port)}
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         return [str(self.binaries / "postgres"), "-D", str(self.data), *options]
 
@@ -656,14 +657,14 @@ def docker_answers() -> bool:
     return False
 
 
-def choose_postgres() -> PostgresService:
-    """The PostgreSQL of this run, not yet started."""
+def choose_postgres(settings: Mapping[str, str] | None = None) -> PostgresService:
+    """The PostgreSQL of this run, not yet started; ``settings`` are for a private instance only."""
     url = os.environ.get("STABILIZE_TEST_DATABASE_URL")
     if url:
         return PostgresService(url)
     binaries = postgres_binaries()
     if binaries is not None:
-        return LocalPostgres(binaries)
+        return LocalPostgres(binaries, settings)
     if docker_answers():
         return ComposePostgres(compose_stack())
     raise ServicesMissing(

@@ -1,0 +1,3 @@
+"""Who is measured: each runs a shape of a size and says how long it took."""
+
+from __future__ import annotations

@@ -1,0 +1,86 @@
+"""The servers that all contenders share: PostgreSQL as production has it, RabbitMQ, and Redis for a result backend."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+from tests.processes import ChildProcess, free_port, temporary_folder, wait_ready
+from tests.services import PostgresService, RabbitService, choose_postgres, choose_rabbit
+
+#: Commits wait for the disk here, unlike in the tests.
+DURABLE = {
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    "wal_level": "replica",
+    "shared_buffers": "256MB",
+    "max_wal_size": "4GB",
+    "shared_preload_libraries": "pg_stat_statements",
+}
+
+
+@dataclass
+class Servers:
+    """What contenders are given."""
+
+    postgres: PostgresService
+    rabbit: RabbitService
+    #: None where no ``redis-server`` is installed.
+    redis_url: str | None
+    #: For logs, and for what contenders need on disk.
+    folder: Path
+
+    def settings(self) -> dict[str, str]:
+        """The settings of PostgreSQL on which durable figures depend, as the server says them."""
+        names = [*DURABLE, "server_version"]
+        with self.session("postgres") as connection:
+            return {name: str(connection.execute(f"SHOW {name}").fetchone()[0]) for name in names}  # type: ignore[arg-type,index]
+
+    def session(self, database: str) -> psycopg.Connection[tuple[object, ...]]:
+        """A session of its own in a database."""
+        return psycopg.connect(plain(self.postgres.url_of(database)), autocommit=True)
+
+
+def plain(url: str) -> str:
+    """A URL of SQLAlchemy as libpq takes it."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+@contextmanager
+def servers_running(*, redis: bool = False) -> Iterator[Servers]:
+    """Private servers while the block runs."""
+    with ExitStack() as stack:
+        postgres, rabbit = choose_postgres(DURABLE), choose_rabbit()
+        stack.callback(postgres.discard)
+        stack.callback(rabbit.discard)
+        postgres.start()
+        rabbit.start()
+        folder = temporary_folder("benchmarks")
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        redis_url = stack.enter_context(_redis_running(folder)) if redis else None
+        yield Servers(postgres, rabbit, redis_url, folder)
+
+
+@contextmanager
+def _redis_running(folder: Path) -> Iterator[str | None]:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        yield None
+        return
+    port = free_port()
+    command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder)]
+    # As durable as Celery's results are said to be: written to the log each second.
+    process = ChildProcess([*command, "--appendonly", "yes"], log=folder / "redis.log", cwd=folder)
+    process.start()
+    try:
+        wait_ready(process, lambda: "Ready to accept connections" in process.output(), 30)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.kill_tree()

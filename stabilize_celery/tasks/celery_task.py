@@ -41,14 +41,16 @@ class CeleryTask(Task):
 
     Args:
         app: the app whose workers do the work; without one the task is looked for in the apps of this process.
+        in_place: call the app's tasks here, and leave its workers alone.
     """
 
-    def __init__(self, app: Celery | None = None) -> None:
+    def __init__(self, app: Celery | None = None, *, in_place: bool = False) -> None:
         self._app = app
+        self._in_place = in_place
 
     def execute(self, stage: StageExecution) -> TaskResult:
         call = CeleryCall.of(stage)
-        if self._app is None or self._app.conf.task_always_eager:
+        if self._app is None or self._in_place or self._app.conf.task_always_eager:
             app = _app_with(call.task, self._app)
             return _call_in_place(app, _told(app, call, stage), stage)
         call = _told(self._app, call, stage)
@@ -57,7 +59,9 @@ class CeleryTask(Task):
     def on_cancel(self, stage: StageExecution) -> TaskResult | None:
         run = current_run()
         # A stage that was reset is in a later generation by now, whose task is wanted.
-        if self._app is not None and run is not None and stage.status is S.CANCELED:
+        sent = self._app is not None and not self._in_place
+        if sent and run is not None and stage.status is S.CANCELED:
+            assert self._app is not None
             self._app.control.revoke(celery_task_id(run.task_id, run.generation))
         return None
 

@@ -67,7 +67,7 @@ class TaskRegistry:
         Raises:
             TaskNotFoundError: nothing is registered under that name; suggests similar ones.
         """
-        source = self._tasks[self._name_of(name)]
+        source = self._tasks[self.name_of(name)]
         if isinstance(source, Task):
             return source
         return source()
@@ -102,7 +102,12 @@ class TaskRegistry:
                 return self._aliases[candidate]
         return None
 
-    def _name_of(self, name: str) -> str:
+    def name_of(self, name: str) -> str:
+        """The name under which a type is registered that a stage may call by an alias or in longer form.
+
+        Raises:
+            TaskNotFoundError: nothing is registered under that name; suggests similar ones.
+        """
         found = self._find(name)
         if found is None:
             raise TaskNotFoundError(f"No task found for type: {name}{self.suggest(name)}")

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from stabilize_celery.clock import FakeClock
+    from stabilize_celery.testing.kit import StabilizeForTests
     from stabilize_celery.testing.simulation.user import Simulation
 
 _HISTORIES = 100
+_APP = "stabilize_app"
 _OPTION, _SEED_OPTION = "--stabilize-simulate", "--stabilize-simulate-seed"
 
 
@@ -28,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"run each test that uses the fixture stabilize_simulate under N seeds of faults (default: {_HISTORIES})",
     )
     group.addoption(_SEED_OPTION, type=int, default=0, metavar="SEED", help="the first of these seeds")
+    parser.addini(
+        _APP,
+        default="",
+        help="whose task types and settings the fixture stabilize takes over: module, module:app or module:engine",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,6 +60,42 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
+def stabilize_app(pytestconfig: pytest.Config) -> Any:
+    """Whose task types, builders and settings :func:`stabilize` takes over; override it, or set it in pytest's ini file.
+
+    A Celery app, a ``Stabilize``, the text ``"shop"`` or ``"shop:app"`` that says where it is, or nothing.
+    """
+    return pytestconfig.getini(_APP)
+
+
+@pytest.fixture
+def stabilize_options() -> dict[str, Any]:
+    """Settings of :func:`stabilize` by their plain names, such as ``max_attempts``, and ``url``; override it."""
+    return {}
+
+
+@pytest.fixture
+def stabilize_clock() -> FakeClock:
+    """The clock of :func:`stabilize`: it stands still until the engine moves it; override it to begin at another time."""
+    from stabilize_celery.clock import FakeClock
+
+    return FakeClock()
+
+
+@pytest.fixture
+def stabilize(
+    stabilize_app: Any, stabilize_options: dict[str, Any], stabilize_clock: FakeClock
+) -> Iterator[StabilizeForTests]:
+    """An engine for one test, in its process: see :class:`stabilize_celery.testing.StabilizeForTests`."""
+    from stabilize_celery.testing.kit import StabilizeForTests
+    from stabilize_celery.testing.origin import find_engine
+
+    engine = StabilizeForTests.like(find_engine(stabilize_app), clock=stabilize_clock, **stabilize_options)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
 def stabilize_simulate(request: pytest.FixtureRequest) -> Iterator[Simulation]:
     """Runs a workflow under simulated faults: ``run = stabilize_simulate(make_workflow, stabilize)``.
 
@@ -69,11 +113,16 @@ def stabilize_simulate(request: pytest.FixtureRequest) -> Iterator[Simulation]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that fails tells what was simulated."""
+    """A test that fails tells what was simulated, and what has become of its workflows."""
     report = yield
     simulation: Any = getattr(item, "funcargs", {}).get("stabilize_simulate")
     if report.when == "call" and report.failed and simulation is not None:
         report.sections += [("simulated history", story) for story in simulation.stories]
+    if report.when == "call" and report.failed:
+        engine: Any = getattr(item, "funcargs", {}).get("stabilize")
+        tell = getattr(engine, "tell_runs", None)
+        if tell is not None:
+            report.sections += [("workflows", told) for told in tell(str(report.longrepr))]
     return report
 
 

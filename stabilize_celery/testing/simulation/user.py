@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
-from typing import Any
 
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.models.workflow import Workflow

@@ -1,0 +1,217 @@
+"""The engine of a test: in its process, on a database in memory, with a clock that is moved instead of waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+from stabilize_celery.clock import FakeClock
+from stabilize_celery.delivery.inline import LocalPublisher
+from stabilize_celery.engine import Stabilize
+from stabilize_celery.errors import TaskNotFoundError
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.run import WorkflowRun
+from stabilize_celery.settings import Settings
+from stabilize_celery.tasks.celery_task import CeleryTask
+from stabilize_celery.testing.alone import GIVEN, GivenTask, workflow_around
+from stabilize_celery.testing.assertions import draw
+from stabilize_celery.testing.lost_worker import LostWorker, MortalProcessor
+from stabilize_celery.testing.origin import settings_of
+from stabilize_celery.testing.stubs import NOTHING, CeleryTasksInPlace, Stub
+
+
+class StabilizeForTests(Stabilize):
+    """What the fixture ``stabilize`` gives: an embedded engine, with what tests need besides.
+
+    Messages are handled one after the other, in the thread of the test, and only when it says so: by :meth:`run`,
+    :meth:`drain` or :meth:`advance`.
+    """
+
+    clock: FakeClock
+    _knew_types = False
+
+    @classmethod
+    def like(
+        cls,
+        original: Stabilize | None = None,
+        *,
+        clock: FakeClock | None = None,
+        url: str = "sqlite://",
+        **options: Any,
+    ) -> StabilizeForTests:
+        """An engine with the task types, builders, named workflows and settings of another one.
+
+        Args:
+            original: the engine of the application; its database and its broker are not touched.  If it is on a Celery
+                app, the modules are imported that its workers import, and Celery tasks are called in place.
+            clock: the time; it stands still until the engine moves it.
+            url: of the database, in memory by default.
+            options: settings (without the prefix) that differ from those of the original.
+        """
+        engine = cls()
+        engine.clock = engine._clock = clock or FakeClock()
+        if original is not None and original.app is not None:
+            original.app.loader.import_default_modules()
+        engine._use(Settings.of(**{**settings_of(original), "database_url": url, **options}))
+        engine.create_tables()
+        if original is not None:
+            engine.adopt(original)
+        engine._knew_types = engine.registry.has_own_types
+        app = None if original is None else original.app
+        in_place = CeleryTasksInPlace(CeleryTask(app, in_place=True), engine._celery_stubs)
+        engine.registry.register("celery", in_place)
+        engine.registry.register(GIVEN, GivenTask())
+        return engine
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Every workflow that was started, oldest first, those within others included.
+        self.runs: list[WorkflowRun] = []
+        self._celery_stubs: dict[str, Stub] = {}
+
+    @cached_property
+    def processor(self) -> MortalProcessor:
+        """The loop of the engine."""
+        assert isinstance(self.publisher, LocalPublisher)
+        return MortalProcessor(self.dispatcher, self.publisher)
+
+    def _start(self, workflows: list[Workflow], connection: Any) -> list[WorkflowRun]:
+        runs = super()._start(workflows, connection)
+        self.runs += [run for run in runs if run not in self.runs]
+        return runs
+
+    def tell_runs(self, told: str = "", most: int = 5) -> list[str]:
+        """The trees of the workflows started last, but for those that have been told."""
+        trees = [draw(run) for run in self.runs[-most:]]
+        return [tree for tree in trees if any(line.strip() not in told for line in tree.splitlines())]
+
+    # ------------------------------------------------------------------ time
+
+    def drain(self) -> int:
+        """Go on until nothing is left to do, moving the clock to whatever falls due next.
+
+        Waits, retries and time limits of suspensions pass at once: a workflow that waits for a signal for three days at
+        most has failed after this.  To do something before, use :meth:`advance`.
+
+        Returns:
+            How many messages were handled.
+
+        Raises:
+            AssertionError: there is no end to it.
+        """
+        return self.processor.drain()
+
+    def advance(self, seconds: float | timedelta = 0) -> int:
+        """Let so much time pass, handling everything when it falls due; 0 handles what is due now.
+
+        Returns:
+            How many messages were handled.
+
+        Raises:
+            AssertionError: there is no end to it.
+        """
+        span = seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+        if span < timedelta():
+            raise ValueError(f"time goes forward only, not by {span.total_seconds():g} s")
+        end = self.clock.now() + span
+        handled = 0
+        self.processor.begin()
+        while True:
+            while self.processor.step():
+                handled += 1
+            due = self.store.next_due()
+            if due is None or due > end:
+                self.clock.advance_to(end)
+                return handled
+            self.clock.advance_to(due)
+
+    # ------------------------------------------------------------------ stand-ins
+
+    def stub(
+        self,
+        task: Any,
+        *,
+        returns: Any = NOTHING,
+        raises: BaseException | type[BaseException] | None = None,
+        results: Iterable[Any] | None = None,
+        new: bool = False,
+    ) -> Stub:
+        """Put a stand-in in the place of a task type or of a Celery task, for this engine.
+
+        Args:
+            task: the name of a task type, or a Celery task of your app (the object).
+            returns: what each call gives: what a task may return, or a function that makes it from what the stage sees.
+            raises: what each call raises instead; a ``TransientError`` is a retry.
+            results: what the calls give or raise, one after the other; a call too many fails.
+            new: the type is one that nobody has registered here.
+
+        Returns:
+            The stand-in, which remembers its calls.
+
+        Raises:
+            TaskNotFoundError: no such type is known, though others are.
+            ConfigurationError: more than one of returns, raises and results.
+        """
+        if not isinstance(task, str):
+            stub = Stub(str(task.name), returns, raises, results)
+            self._celery_stubs[stub.name] = stub
+            return stub
+        name = task
+        if self.registry.knows(task):
+            name = self.registry.name_of(task)
+        elif self._knew_types and not new:
+            raise TaskNotFoundError(
+                f"no task type {task!r} is registered{self.registry.suggest(task)}"
+                f" (if its code is elsewhere, write stub({task!r}, ..., new=True))"
+            )
+        stub = Stub(task, returns, raises, results)
+        self.registry.register(name, stub)
+        return stub
+
+    def lose_worker(self, task: str, *, before: bool = False, times: int = 1) -> LostWorker:
+        """Let the next worker die that runs a task of this type: its result is lost, and its lease ends after a while.
+
+        Args:
+            task: the task type.
+            before: die before the task's own code has run, not after it.
+            times: so many workers, one after the other.
+
+        Returns:
+            What tells how many have died.
+
+        Raises:
+            TaskNotFoundError: no such type is registered.
+        """
+        return LostWorker(self.registry, self.registry.name_of(task), before=before, times=times)
+
+    # ------------------------------------------------------------------ parts of a workflow
+
+    def run_stage(
+        self,
+        stage: StageExecution | str,
+        context: Mapping[str, Any] | None = None,
+        *,
+        upstream: Mapping[str, Mapping[str, Any]] | None = None,
+        workflow_context: Mapping[str, Any] | None = None,
+        drain: bool = True,
+    ) -> WorkflowRun:
+        """Run one stage alone, as if the stages before it had put out what the test says.
+
+        Args:
+            stage: a stage of a workflow that was not started, which is copied; or the name of a task type.
+            context: added to the stage's own context.
+            upstream: the outputs of stages before it, by ref_id.  Those it requires come directly before it (with no
+                outputs if they are not named), others before those.
+            workflow_context: the context of the workflow.
+            drain: go on until nothing is left to do; otherwise the stage is only started.
+
+        Returns:
+            The run of a workflow that has the stage and stand-ins for those before it.
+        """
+        run = self.start(workflow_around(stage, context, upstream or {}, workflow_context))
+        if drain:
+            self.drain()
+        return run

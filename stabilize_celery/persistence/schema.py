@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import Connection, inspect, text
 
 from stabilize_celery.errors import SchemaVersionError
 from stabilize_celery.persistence.database import Database, missing_tables
 from stabilize_celery.persistence.tables import PREFIX, STORAGE, metadata
 
-#: The Alembic revision this release needs.
+#: The newest Alembic revision this release knows; tables made anew are of it.
 CURRENT = "0001"
+#: The oldest one its workers can work on: the last of phase *expand*.
+NEEDED = "0001"
+#: What tables of the newest revision say of older releases: the oldest revision whose workers may run on them.
+COMPATIBLE_SINCE = "0001"
 VERSION_TABLE = PREFIX + "schema_version"
 #: What :func:`lock` executes on PostgreSQL.
 LOCK = "SELECT pg_advisory_xact_lock(7305810225)"
@@ -23,19 +29,27 @@ def create_all(database: Database) -> None:
     """
     with database.begin() as connection:
         lock(connection)
-        version = read_version(connection)
+        version = read(connection)
         if version is None:
             metadata.create_all(connection)
             _set_storage(connection)
-            connection.execute(
-                text(
-                    f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL, "
-                    f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
-                )
-            )
-            connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:version)"), {"version": CURRENT})
+            _create_version_table(connection)
         else:
             _compare(database, version)
+
+
+def _create_version_table(connection: Connection) -> None:
+    connection.execute(
+        text(
+            f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL, "
+            "compatible_since VARCHAR(32) DEFAULT '0001' NOT NULL, "
+            f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
+        )
+    )
+    connection.execute(
+        text(f"INSERT INTO {VERSION_TABLE} VALUES (:version, :since)"),
+        {"version": CURRENT, "since": COMPATIBLE_SINCE},
+    )
 
 
 def lock(connection: Connection) -> None:
@@ -62,34 +76,55 @@ def create_tables(url: str) -> None:
 
 
 def check(database: Database) -> None:
-    """Refuse tables that are missing or of another version.
+    """Refuse tables on which workers of this release must not run.
 
     Raises:
         SchemaVersionError: saying what to run.
     """
     with database.begin() as connection:
-        version = read_version(connection)
+        version = read(connection)
     if version is None:
         raise missing_tables(database.name)
     _compare(database, version)
 
 
-def read_version(connection: Connection) -> str | None:
+@dataclass(frozen=True)
+class Version:
+    """What a database says of its tables."""
+
+    #: The last revision that was applied.
+    revision: str
+    #: The oldest revision whose workers may run; written by the migration, which may be newer than the reader.
+    compatible_since: str
+
+    @property
+    def is_newer_but_usable(self) -> bool:
+        """Whether revisions unknown to this release were applied, none of which is in the way of its workers."""
+        return self.compatible_since <= CURRENT < self.revision
+
+
+def read(connection: Connection) -> Version | None:
     """The version of the tables; ``None`` if there are none."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    result: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
-    return result
+    row = connection.execute(text(f"SELECT version_num, compatible_since FROM {VERSION_TABLE}")).one_or_none()
+    return None if row is None else Version(*row)
 
 
-def _compare(database: Database, version: str) -> None:
-    if version < CURRENT:
+def read_version(connection: Connection) -> str | None:
+    """The last revision that was applied; ``None`` if there are no tables."""
+    version = read(connection)
+    return None if version is None else version.revision
+
+
+def _compare(database: Database, version: Version) -> None:
+    if version.revision < NEEDED:
         raise SchemaVersionError(
-            f"the tables in {database.name} are of version {version}, this release needs {CURRENT}: run "
-            "`celery -A <your app> stabilize migrate` before starting workers"
+            f"the tables in {database.name} are of version {version.revision}, this release needs {NEEDED}: run "
+            "`celery -A <your app> stabilize migrate --before-deploy` before starting its workers"
         )
-    if version > CURRENT:
+    if version.revision > CURRENT and not version.is_newer_but_usable:
         raise SchemaVersionError(
-            f"the tables in {database.name} are of version {version}, this release knows {CURRENT}: "
-            "upgrade stabilize-celery"
+            f"the tables in {database.name} are of version {version.revision}, which is for releases that know "
+            f"version {version.compatible_since} or later; this one knows {CURRENT}: upgrade stabilize-celery"
         )

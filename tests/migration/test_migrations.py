@@ -136,8 +136,8 @@ def test_the_last_step_is_the_version_the_release_needs() -> None:
 
 
 def test_a_second_upgrade_has_nothing_to_do(database: Database) -> None:
-    assert migrate.pending(database).steps == ("0001 The first tables",)
-    assert migrate.upgrade(database).steps == ("0001 The first tables",)
+    assert [str(step) for step in migrate.pending(database).steps] == ["0001 The first tables"]
+    assert [str(step) for step in migrate.upgrade(database).steps] == ["0001 The first tables"]
     assert migrate.pending(database).steps == ()
     again = migrate.upgrade(database)
     assert (again.before, again.steps) == (schema.CURRENT, ())
@@ -198,14 +198,17 @@ def test_missing_tables_are_refused_with_what_to_run(database: Database) -> None
     ],
 )
 def test_tables_of_another_version_are_refused(described: Database, version: str, message: str) -> None:
-    execute(described, f"UPDATE {schema.VERSION_TABLE} SET version_num = '{version}'")
+    execute(
+        described,
+        f"UPDATE {schema.VERSION_TABLE} SET version_num = '{version}', compatible_since = '{version}'",
+    )
     for refused in (schema.check, schema.create_all):
         with pytest.raises(SchemaVersionError, match=message):
             refused(described)
 
 
 def test_tables_of_a_newer_release_are_not_touched(described: Database) -> None:
-    execute(described, f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
+    execute(described, f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999', compatible_since = '0002'")
     before = snapshot(described)
     with pytest.raises(SchemaVersionError, match="version 9999, which this release does not know"):
         migrate.upgrade(described)

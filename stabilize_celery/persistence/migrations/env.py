@@ -10,6 +10,7 @@ from typing import Any
 
 from alembic import context
 
+from stabilize_celery.persistence.phases import record
 from stabilize_celery.persistence.schema import VERSION_TABLE
 from stabilize_celery.persistence.tables import PREFIX, metadata
 
@@ -25,6 +26,7 @@ def _run() -> None:
         "version_table": VERSION_TABLE,
         "include_name": _is_ours,
         "compare_server_default": True,
+        "on_version_apply": record,
     }
     if context.is_offline_mode():
         context.configure(dialect_name=attributes["dialect_name"], literal_binds=True, **options)

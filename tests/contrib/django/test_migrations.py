@@ -88,7 +88,9 @@ def test_tables_that_are_there_are_left_alone(alias: str, database: Database, de
 def test_tables_of_a_newer_release_are_left_alone(alias: str, database: Database) -> None:
     migrate.upgrade(database)
     with database.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
+        connection.exec_driver_sql(
+            f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999', compatible_since = '9999'"
+        )
     with pytest.raises(SchemaVersionError, match=r"9999.*upgrade stabilize-celery"):
         migrate_with_django(alias)
 

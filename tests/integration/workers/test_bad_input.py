@@ -31,7 +31,10 @@ def nowhere() -> str:
 def set_version(url: str, version: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :version"), {"version": version})
+        connection.execute(
+            text(f"UPDATE {VERSION_TABLE} SET version_num = :version, compatible_since = :version"),
+            {"version": version},
+        )
     engine.dispose()
 
 

@@ -279,12 +279,14 @@ def test_migrate(cli, answer, url) -> None:
     assert "from no tables to version 0001 is to be done" in cli("migrate", "--check").stdout
     assert cli("migrate", "--check").exit_code == 1
     assert "CREATE TABLE stabilize_workflows" in cli("migrate", "--sql").stdout
-    first = {"before": None, "after": "0001", "steps": ["0001 The first tables"], "changed": True}
+    step = {"revision": "0001", "title": "The first tables", "phase": "expand"}
+    first = {"before": None, "after": "0001", "steps": [step], "left": [], "changed": True}
     assert answer("migrate") == first
     assert answer("migrate", "--check") == {**first, "before": "0001", "steps": [], "changed": False}
     assert cli("migrate").stdout == f"{url}: version 0001, nothing to do\n"
     assert cli("migrate", "--sql").stdout == f"-- {url} is of version 0001 already\n"
     assert "exclude" in refusal(cli("migrate", "--sql", "--check"), code=2)
+    assert "exclude" in refusal(cli("migrate", "--before-deploy", "--after-deploy"), code=2)
 
 
 def test_databases_that_cannot_be_used(cli, flow, tmp_path: Path) -> None:
@@ -302,7 +304,9 @@ def test_databases_that_cannot_be_used(cli, flow, tmp_path: Path) -> None:
 
 def test_a_database_of_a_newer_release(cli, engine: Stabilize) -> None:
     with engine.store.database.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
+        connection.exec_driver_sql(
+            f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999', compatible_since = '9999'"
+        )
     for command in (["list"], ["migrate"], ["migrate", "--check"]):
         assert refusal(cli(*command)).endswith("upgrade stabilize-celery")
 

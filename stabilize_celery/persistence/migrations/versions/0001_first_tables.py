@@ -9,9 +9,11 @@ revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 
 def upgrade() -> None:
+    _version()
     _workflows()
     _stages()
     _edges()
@@ -30,6 +32,14 @@ def _id() -> sa.String:
 
 def _time() -> sa.DateTime:
     return sa.DateTime(timezone=True)
+
+
+def _version() -> None:
+    # Alembic makes this table, with its own column alone.
+    op.add_column(
+        "stabilize_schema_version",
+        sa.Column("compatible_since", sa.String(32), server_default="0001", nullable=False),
+    )
 
 
 def _workflows() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pygments.lexers.sql import PostgresLexer
+from sphinx.application import Sphinx
+
 from stabilize_celery import __version__
 
 project = "stabilize-celery"
@@ -32,3 +35,8 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 add_module_names = False
+
+
+def setup(app: Sphinx) -> None:
+    """Our SQL is PostgreSQL's."""
+    app.add_lexer("sql", PostgresLexer)

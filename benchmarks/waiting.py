@@ -78,7 +78,7 @@ def main(waiting: int, seconds: float, into: Path) -> None:
         engine = Engine("waiting")
         engine.start(servers)
         try:
-            with servers.session(engine.database) as connection:
+            with servers.session("postgres") as connection:
                 connection.execute("CREATE EXTENSION pg_stat_statements")
             say("counting with nothing to do")
             empty = counted(servers, "waiting", seconds)

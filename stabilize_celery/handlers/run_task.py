@@ -143,7 +143,8 @@ class RunTaskHandler(Handler[RunTask]):
             resume_with_signal(unit, stage, task, *kept)
         elif limit is not None:
             unit.send(
-                ExpireSuspension(**stage_ids(stage), task_id=task.id, suspension=task.suspensions), delay=limit
+                ExpireSuspension(**stage_ids(stage), task_id=task.id, suspension=task.suspensions),
+                delay=limit,
             )
 
 

@@ -6,6 +6,7 @@ say little on a shared machine; ratios of medians measured by turns do.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
@@ -44,6 +45,7 @@ def contenders(processes: int) -> dict[str, Contender]:
 @click.option(
     "--longest", default=60.0, show_default=True, help="Leave out runs that will take longer, in seconds."
 )
+@click.option("--wait-for-disk/--no-wait-for-disk", default=True, help="Whether commits do, on the server.")
 @click.option("--name", default=None, help="Of the files of results; `peers`, or `quick`.")
 @click.option("--into", type=click.Path(path_type=Path), default=RESULTS, help="Folder of the results.")
 def main(
@@ -54,6 +56,7 @@ def main(
     rounds: int,
     processes: int,
     longest: float,
+    wait_for_disk: bool,
     name: str | None,
     into: Path,
 ) -> None:
@@ -67,7 +70,10 @@ def main(
         raise click.BadParameter(f"no contender {', '.join(unknown)}; there are {', '.join(everybody)}")
     many = [int(size) for size in sizes.split(",")]
     name = name or ("quick" if quick else "peers")
-    with servers_running(redis="canvas-redis" in chosen) as servers:
+    # `kill` and `timeout` end it as ^C does: with what was measured so far.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    durable = {} if wait_for_disk else {"synchronous_commit": "off"}
+    with servers_running(redis="canvas-redis" in chosen, settings=durable) as servers:
         where = surroundings(servers)
         running = started([everybody[each] for each in chosen], servers)
         try:

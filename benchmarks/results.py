@@ -32,6 +32,7 @@ def surroundings(servers: Servers) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "postgresql": servers.settings(),
+        "disk_ms": servers.disk(),
         "load_before": load(),
     }
 
@@ -63,8 +64,8 @@ def heading(title: str, where: dict[str, Any]) -> list[str]:
     told = (
         f"{where['at']}, {where['cores']} cores shared by everything, Python {where['python']}, {packages}, PostgreSQL "
         f"{server['server_version']} (fsync {server['fsync']}, synchronous_commit {server['synchronous_commit']}, "
-        f"full_page_writes {server['full_page_writes']}). Load before: {where['load_before']}, "
-        f"after: {where.get('load_after', '?')}."
+        f"full_page_writes {server['full_page_writes']}). A page reaches the disk in {where['disk_ms']} ms. "
+        f"Load before: {where['load_before']}, after: {where.get('load_after', '?')}."
     )
     return [f"# {title}", "", f"    {where['command']}", "", told, ""]
 

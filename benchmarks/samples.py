@@ -74,6 +74,21 @@ def measure(
         longest: seconds that a run may be expected to take, by what smaller ones took; longer ones are left out.
     """
     samples = Samples()
+    try:
+        _measure(samples, contenders, shapes, sizes, rounds, longest)
+    except KeyboardInterrupt:
+        say("interrupted; what was measured is written")
+    return samples
+
+
+def _measure(
+    samples: Samples,
+    contenders: Sequence[Contender],
+    shapes: Sequence[Shape],
+    sizes: Sequence[int],
+    rounds: int,
+    longest: float,
+) -> None:
     for shape in shapes:
         able = [contender for contender in contenders if shape in contender.shapes]
         for contender in able:
@@ -90,7 +105,6 @@ def measure(
                         samples.absent[shape.name, size, contender.name] = why
                     else:
                         _run(samples, contender, shape, size)
-    return samples
 
 
 def _expected(samples: Samples, contender: Contender, shape: Shape, size: int) -> float:

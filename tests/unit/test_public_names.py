@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from types import ModuleType
 
 import pytest
 
 import stabilize_celery
-from stabilize_celery import errors, messages
+from stabilize_celery import Stabilize, errors, messages, testing
 from stabilize_celery.run import WorkflowRun
 
 PACKAGE = [
@@ -143,6 +144,22 @@ RUN = [
     "workflow",
 ]
 
+TESTING = [
+    "LostWorker",
+    "StabilizeForTests",
+    "Stub",
+    "StubCall",
+    "assert_failed",
+    "assert_order",
+    "assert_stage",
+    "assert_status",
+    "assert_succeeded",
+    "draw",
+]
+#: What the engine of a test has besides.
+KIT = ["advance", "drain", "like", "lose_worker", "run_stage", "stub", "tell_runs"]
+STUB_CALL = ["args", "at", "attempt", "context", "idempotency_key", "kwargs", "own_context", "stage"]
+
 
 def defined_in(module: ModuleType) -> list[str]:
     return sorted(
@@ -176,3 +193,17 @@ def test_names_of_the_messages():
 
 def test_names_of_a_run():
     assert [name for name in dir(WorkflowRun) if not name.startswith("_")] == RUN
+
+
+def test_names_for_tests():
+    assert sorted(testing.__all__) == dir(testing) == TESTING
+    for name in testing.__all__:
+        assert getattr(testing, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'assert_well'"):
+        testing.assert_well  # noqa: B018
+
+
+def test_names_of_the_engine_of_a_test():
+    own = set(dir(testing.StabilizeForTests)) - set(dir(Stabilize))
+    assert sorted(name for name in own if not name.startswith("_")) == KIT
+    assert sorted(field.name for field in fields(testing.StubCall)) == STUB_CALL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
 import pytest
 from pytest_celery import DEFAULT_WORKER_CONTAINER_TIMEOUT, DEFAULT_WORKER_VOLUME, RESULT_TIMEOUT
 from pytest_docker_tools import build, container, fxtr
@@ -50,7 +51,7 @@ def database_urls(database_container: Container) -> tuple[str, str]:
     def answers() -> bool:
         try:
             PostgresService(ours).start()
-        except OSError:
+        except psycopg.OperationalError:
             return False
         return True
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from stabilize_celery import FakeClock, Stabilize, StageExecution, TaskResult, Workflow, WorkflowStatus
+from stabilize_celery import StageExecution, TaskResult, Workflow, WorkflowStatus
 from stabilize_celery.errors import WorkflowFailedError
+from stabilize_celery.testing import StabilizeForTests
 
 S = WorkflowStatus
 
 
 @pytest.fixture
-def engine() -> Iterator[Stabilize]:
-    with Stabilize.embedded(concurrency=1, clock=FakeClock()) as engine:
-        engine.task("double")(lambda stage: {"doubled": stage.context["item"] * 2})
-        engine.task("fail_odd")(_fail_odd)
-        engine.task("add")(lambda stage: {"sum": stage.context["a"] + stage.context.get("b", 1)})
-        engine.task("wait")(lambda stage: TaskResult.suspend())
-        yield engine
+def engine(stabilize: StabilizeForTests) -> StabilizeForTests:
+    stabilize.stub("double", returns=lambda seen: {"doubled": seen["item"] * 2})
+    stabilize.task("fail_odd")(_fail_odd)
+    stabilize.stub("add", returns=lambda seen: {"sum": seen["a"] + seen.get("b", 1)})
+    stabilize.stub("wait", returns=TaskResult.suspend())
+    return stabilize
 
 
 def _fail_odd(stage: StageExecution) -> TaskResult:
@@ -37,25 +36,21 @@ def mapped(**options: Any) -> StageExecution:
     return StageExecution.single("m", "map", {"stage": {"type": "double"}, **options})
 
 
-def child(engine: Stabilize) -> Any:
-    return next(run for run in engine.find() if run.workflow().parent is not None)
-
-
 class TestMap:
-    def test_results_come_in_the_order_of_the_items(self, engine: Stabilize) -> None:
+    def test_results_come_in_the_order_of_the_items(self, engine: StabilizeForTests) -> None:
         run = engine.run(flow(mapped(items=[3, 1, 2])))
         assert run.get(0)["results"] == [{"doubled": 6}, {"doubled": 2}, {"doubled": 4}]
 
-    def test_items_known_only_at_run_time(self, engine: Stabilize) -> None:
+    def test_items_known_only_at_run_time(self, engine: StabilizeForTests) -> None:
         engine.task("list")(lambda stage: {"files": {"names": [1, 2]}})
         stages = [StageExecution.single("listing", "list"), mapped(items="files.names")]
         stages[1].requisite_stage_ref_ids = {"listing"}
         assert [r["doubled"] for r in engine.run(flow(*stages)).get(0)["results"]] == [2, 4]
 
-    def test_no_items(self, engine: Stabilize) -> None:
+    def test_no_items(self, engine: StabilizeForTests) -> None:
         assert engine.run(flow(mapped(items=[]))).get(0)["results"] == []
 
-    def test_never_more_at_once_than_the_limit(self, engine: Stabilize) -> None:
+    def test_never_more_at_once_than_the_limit(self, engine: StabilizeForTests) -> None:
         run = engine.start(flow(mapped(items=list(range(7)), limit=3)))
         most = 0
 
@@ -68,14 +63,14 @@ class TestMap:
         engine.processor.drain(30, until=watch)
         assert (run.status, most) == (S.SUCCEEDED, 3)
 
-    def test_a_failure_stops_the_others(self, engine: Stabilize) -> None:
+    def test_a_failure_stops_the_others(self, engine: StabilizeForTests) -> None:
         run = engine.run(flow(mapped(items=[1, 2, 4], limit=1, stage={"type": "fail_odd"})))
         assert run.status is S.TERMINAL
         instances = [s.status for s in run.workflow().stages if s.is_synthetic]
         assert instances[0] is S.TERMINAL
         assert S.SUCCEEDED not in instances[1:]
 
-    def test_failures_can_be_collected(self, engine: Stabilize) -> None:
+    def test_failures_can_be_collected(self, engine: StabilizeForTests) -> None:
         stage = mapped(items=[1, 2, 3, 4], limit=2, on_failure="continue", stage={"type": "fail_odd"})
         outputs = engine.run(flow(stage)).workflow().stages[0].outputs
         assert outputs["results"] == [None, {"even": 2}, None, {"even": 4}]
@@ -92,7 +87,7 @@ class TestMap:
         ],
     )
     def test_bad_options_fail_the_stage_with_a_reason(
-        self, engine: Stabilize, options: dict[str, Any], told: str
+        self, engine: StabilizeForTests, options: dict[str, Any], told: str
     ) -> None:
         with pytest.raises(WorkflowFailedError, match=told):
             engine.run(flow(mapped(**options))).get(0)
@@ -104,13 +99,13 @@ class TestSubWorkflow:
     def nested(self, definition: Any = DEFINITION, **options: Any) -> StageExecution:
         return StageExecution.single("outer", "sub_workflow", {"workflow": definition, **options})
 
-    def test_by_definition(self, engine: Stabilize) -> None:
+    def test_by_definition(self, engine: StabilizeForTests) -> None:
         outputs = engine.run(flow(self.nested())).get(0)
         assert outputs["sub_workflow_outputs"] == {"sum": 2}
         assert outputs["sub_workflow_status"] == "SUCCEEDED"
         assert engine.get(outputs["sub_workflow_id"]).workflow().name == "inner"
 
-    def test_by_registered_name_from_what_the_stage_sees(self, engine: Stabilize) -> None:
+    def test_by_registered_name_from_what_the_stage_sees(self, engine: StabilizeForTests) -> None:
         engine.register_workflow(
             "adding",
             lambda seen: Workflow.create(
@@ -119,54 +114,54 @@ class TestSubWorkflow:
         )
         assert engine.run(flow(self.nested("adding", n=10))).get(0)["sub_workflow_outputs"] == {"sum": 11}
 
-    def test_a_failure_of_the_child_is_the_stages(self, engine: Stabilize) -> None:
+    def test_a_failure_of_the_child_is_the_stages(self, engine: StabilizeForTests) -> None:
         definition = {"stages": [{"ref": "x", "type": "fail_odd", "context": {"item": 3}}]}
         with pytest.raises(WorkflowFailedError, match="3 is odd"):
             engine.run(flow(self.nested(definition))).get(0)
 
-    def test_waiting_costs_no_message(self, engine: Stabilize) -> None:
+    def test_waiting_costs_no_message(self, engine: StabilizeForTests) -> None:
         run = engine.run(flow(self.nested({"stages": [{"ref": "x", "type": "wait"}]})))
         assert run.status is S.RUNNING
         assert engine.store.count_messages() == 0
 
     @pytest.mark.parametrize("verb", ["cancel", "cancel_stage", "skip"])
-    def test_what_ends_the_stage_cancels_the_child(self, engine: Stabilize, verb: str) -> None:
+    def test_what_ends_the_stage_cancels_the_child(self, engine: StabilizeForTests, verb: str) -> None:
         run = engine.run(flow(self.nested({"stages": [{"ref": "x", "type": "wait"}]})))
-        inner = child(engine)
+        inner = engine.runs[-1]
         {
             "cancel": lambda: run.cancel(user="kim"),
             "cancel_stage": lambda: run.cancel_stage("outer", user="kim"),
             "skip": lambda: run.skip_stage("outer", user="kim"),
         }[verb]()
-        engine.processor.drain(10)
+        engine.drain()
         assert inner.status is S.CANCELED
         assert run.ready()
 
-    def test_pause_and_resume_go_down(self, engine: Stabilize) -> None:
+    def test_pause_and_resume_go_down(self, engine: StabilizeForTests) -> None:
         run = engine.run(flow(self.nested({"stages": [{"ref": "x", "type": "wait"}]})))
-        inner = child(engine)
+        inner = engine.runs[-1]
         run.pause(user="kim")
-        engine.processor.drain(10)
+        engine.drain()
         assert (run.status, inner.status) == (S.PAUSED, S.PAUSED)
         run.resume(user="kim")
-        engine.processor.drain(10)
+        engine.drain()
         assert (run.status, inner.status) == (S.RUNNING, S.RUNNING)
 
-    def test_a_restart_runs_another_child(self, engine: Stabilize) -> None:
+    def test_a_restart_runs_another_child(self, engine: StabilizeForTests) -> None:
         run = engine.run(flow(self.nested()))
         first = run.get(0)["sub_workflow_id"]
         run.restart_stage("outer", user="kim")
-        engine.processor.drain(10)
+        engine.drain()
         assert run.get(0)["sub_workflow_id"] != first
 
-    def test_the_depth_is_limited(self, engine: Stabilize) -> None:
+    def test_the_depth_is_limited(self, engine: StabilizeForTests) -> None:
         engine.register_workflow("forever", lambda _: flow(self.nested("forever", max_depth=3)))
         with pytest.raises(WorkflowFailedError, match="nested deeper than 3 levels"):
             engine.run(flow(self.nested("forever", max_depth=3))).get(0)
         assert len(engine.find()) == 4
 
     @pytest.mark.parametrize("definition", ["unknown", {"stages": []}, {"stages": 3}, 7])
-    def test_a_bad_definition_fails_the_stage(self, engine: Stabilize, definition: Any) -> None:
+    def test_a_bad_definition_fails_the_stage(self, engine: StabilizeForTests, definition: Any) -> None:
         run = engine.run(flow(self.nested(definition)))
         assert run.status is S.TERMINAL
         assert len(engine.find()) == 1

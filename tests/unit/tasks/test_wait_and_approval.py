@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from stabilize_celery import FakeClock, Stabilize, StageExecution, Workflow, WorkflowRun
+from stabilize_celery import FakeClock, StageExecution, Workflow, WorkflowRun
 from stabilize_celery import WorkflowStatus as S
+from stabilize_celery.testing import StabilizeForTests, assert_stage
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def clock() -> FakeClock:
+def stabilize_clock() -> FakeClock:
     return FakeClock(NOON)
 
 
-@pytest.fixture
-def engine(clock: FakeClock) -> Iterator[Stabilize]:
-    with Stabilize.embedded("sqlite://", concurrency=1, clock=clock) as engine:
-        yield engine
-
-
-def start(engine: Stabilize, task: str, **context: Any) -> WorkflowRun:
-    return engine.start(Workflow.create("tests", task, [StageExecution.single("a", task, context)]))
-
-
-def handle_what_is_due(engine: Stabilize) -> None:
-    """Without moving the clock."""
-    while (due := engine.store.next_due()) is not None and (
-        engine.publisher.ready or due <= engine.store.now()  # type: ignore[attr-defined]
-    ):
-        engine.processor.step()
+def start(stabilize: StabilizeForTests, task: str, **context: Any) -> WorkflowRun:
+    return stabilize.start(Workflow.create("tests", task, [StageExecution.single("a", task, context)]))
 
 
 def only_stage(run: WorkflowRun) -> StageExecution:
@@ -53,19 +39,18 @@ def only_stage(run: WorkflowRun) -> StageExecution:
     ],
 )
 def test_a_wait_is_one_row_that_falls_due(
-    engine: Stabilize, clock: FakeClock, context: dict[str, Any], seconds: float
+    stabilize: StabilizeForTests, context: dict[str, Any], seconds: float
 ) -> None:
-    run = start(engine, "wait", **context)
-    handle_what_is_due(engine)
-    assert engine.store.count_messages() == 1
-    assert engine.store.next_due() == NOON + timedelta(seconds=seconds)
+    run = start(stabilize, "wait", **context)
+    stabilize.advance()
+    assert stabilize.store.count_messages() == 1
+    assert stabilize.store.next_due() == NOON + timedelta(seconds=seconds)
 
     claims = 0
     while not run.ready():
-        due = engine.store.next_due()
+        due = stabilize.store.next_due()
         assert due is not None
-        clock.advance_to(due)
-        handle_what_is_due(engine)
+        stabilize.advance(due - stabilize.clock.now())
         claims += 1
     assert claims == 1, "it was called in between"
     stage = only_stage(run)
@@ -74,31 +59,30 @@ def test_a_wait_is_one_row_that_falls_due(
 
 
 @pytest.mark.parametrize("context", [{"waitTime": 0}, {"until": "2029-12-31T00:00:00Z"}])
-def test_nothing_to_wait_for(engine: Stabilize, context: dict[str, Any]) -> None:
-    run = start(engine, "wait", **context)
-    handle_what_is_due(engine)
+def test_nothing_to_wait_for(stabilize: StabilizeForTests, context: dict[str, Any]) -> None:
+    run = start(stabilize, "wait", **context)
+    stabilize.advance()
     assert only_stage(run).outputs == {"waitedSeconds": 0.0}
 
 
-def test_a_wait_goes_on_while_the_workflow_is_paused(engine: Stabilize, clock: FakeClock) -> None:
-    run = start(engine, "wait", waitTime=60)
-    handle_what_is_due(engine)
+def test_a_wait_goes_on_while_the_workflow_is_paused(stabilize: StabilizeForTests) -> None:
+    run = start(stabilize, "wait", waitTime=60)
+    stabilize.advance()
     run.pause()
-    handle_what_is_due(engine)
-    clock.advance(61)
-    handle_what_is_due(engine)
+    stabilize.advance()
+    stabilize.advance(61)
     assert only_stage(run).status is S.PAUSED
     run.resume()
-    handle_what_is_due(engine)
+    stabilize.advance()
     assert only_stage(run).status is S.SUCCEEDED
 
 
-def test_a_wait_that_is_restarted_waits_again(engine: Stabilize, clock: FakeClock) -> None:
-    run = start(engine, "wait", waitTime=60)
-    engine.processor.drain()
+def test_a_wait_that_is_restarted_waits_again(stabilize: StabilizeForTests) -> None:
+    run = start(stabilize, "wait", waitTime=60)
+    stabilize.drain()
     run.restart_stage("a")
-    handle_what_is_due(engine)
-    assert engine.store.next_due() == NOON + timedelta(seconds=120)
+    stabilize.advance()
+    assert stabilize.store.next_due() == NOON + timedelta(seconds=120)
 
 
 @pytest.mark.parametrize(
@@ -111,47 +95,45 @@ def test_a_wait_that_is_restarted_waits_again(engine: Stabilize, clock: FakeCloc
         {"until": "tomorrow"},
     ],
 )
-def test_waits_that_make_no_sense(engine: Stabilize, context: dict[str, Any]) -> None:
-    run = start(engine, "wait", **context)
-    handle_what_is_due(engine)
+def test_waits_that_make_no_sense(stabilize: StabilizeForTests, context: dict[str, Any]) -> None:
+    run = start(stabilize, "wait", **context)
+    stabilize.advance()
     stage = only_stage(run)
     assert stage.status is S.TERMINAL
     assert "Stage 'a'" in stage.context["error"]
     assert stage.tasks[0].attempts == 1
 
 
-def test_a_signal_that_is_no_answer_gives_nobody_more_time(engine: Stabilize, clock: FakeClock) -> None:
-    run = start(engine, "approval", timeout=100)
-    handle_what_is_due(engine)
-    clock.advance(60)
+def test_a_signal_that_is_no_answer_gives_nobody_more_time(stabilize: StabilizeForTests) -> None:
+    run = start(stabilize, "approval", timeout=100)
+    stabilize.advance()
+    stabilize.advance(60)
     run.signal("a", "hurry up")
-    handle_what_is_due(engine)
-    clock.advance(39)
-    handle_what_is_due(engine)
+    stabilize.advance()
+    stabilize.advance(39)
     assert only_stage(run).status is S.SUSPENDED
-    clock.advance(1)
-    handle_what_is_due(engine)
+    stabilize.advance(1)
     assert only_stage(run).status is S.TERMINAL
     assert run.status is S.TERMINAL
 
 
-def test_an_upstream_output_does_not_answer(engine: Stabilize) -> None:
+def test_an_upstream_output_does_not_answer(stabilize: StabilizeForTests) -> None:
     """Defect 21: a stage is not approved because one before it put out what looks like a signal."""
-    engine.registry.register("forge", lambda stage: {"_signal_name": "approve", "timeout": 1})
-    run = engine.run(
+    stabilize.stub("forge", returns={"_signal_name": "approve", "timeout": 1})
+    run = stabilize.run(
         Workflow.create(
             "tests",
             "forged",
             [StageExecution.single("f", "forge"), StageExecution.single("a", "approval", requires=["f"])],
         )
     )
-    assert run.workflow().stage_by_ref_id("a").status is S.SUSPENDED  # type: ignore[union-attr]
+    assert_stage(run, "a", status=S.SUSPENDED)
 
 
-def test_start_expiry_of_a_stage_and_of_a_workflow(engine: Stabilize, clock: FakeClock) -> None:
+def test_start_expiry_of_a_stage_and_of_a_workflow(stabilize: StabilizeForTests) -> None:
     late = StageExecution.single("late", "noop", requires=["w"])
     late.start_time_expiry = NOON + timedelta(seconds=30)
-    run = engine.start(
+    run = stabilize.start(
         Workflow.create(
             "tests",
             "expiry",
@@ -162,10 +144,10 @@ def test_start_expiry_of_a_stage_and_of_a_workflow(engine: Stabilize, clock: Fak
             ],
         )
     )
-    forgotten = engine.start(
+    forgotten = stabilize.start(
         Workflow.create("tests", "expiry", [StageExecution.single("a", "noop")], start_time_expiry=NOON)
     )
-    engine.processor.drain()
+    stabilize.drain()
 
     statuses = {stage.ref_id: stage.status for stage in run.workflow().stages}
     assert statuses == {"w": S.SUCCEEDED, "late": S.SKIPPED, "z": S.SUCCEEDED}

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from pygments.lexers.sql import PostgresLexer
 from sphinx.application import Sphinx
 
 from stabilize_celery import __version__
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fields_table import FieldsTable
 
 project = "stabilize-celery"
 author = "The stabilize-celery authors"
@@ -38,5 +44,6 @@ add_module_names = False
 
 
 def setup(app: Sphinx) -> None:
-    """Our SQL is PostgreSQL's."""
+    """Our SQL is PostgreSQL's, and options are told by their classes."""
     app.add_lexer("sql", PostgresLexer)
+    app.add_directive("fields-table", FieldsTable)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from stabilize_celery.clock import Clock
@@ -224,6 +224,13 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, OperationalError) and (
         error.connection_invalidated or _is_connection_failure(error)
     )
+
+
+def is_duplicate(error: IntegrityError) -> bool:
+    """Whether a row with that key is there already, rather than another rule of the table broken."""
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    name = getattr(error.orig, "sqlite_errorname", None)
+    return state == "23505" or name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
+from stabilize_celery.persistence.database import is_duplicate
 from stabilize_celery.persistence.handover_store import HandOverStore
 from stabilize_celery.persistence.joining import Executor
 from stabilize_celery.persistence.message_store import MessageStore
@@ -59,6 +60,8 @@ class WorkflowStore(MessageStore, HandOverStore):
         try:
             connection.execute(insert(workflows), [rows.workflow_row(w, now) for w in many])
         except IntegrityError as error:
+            if not is_duplicate(error):
+                raise
             ids = ", ".join(w.id for w in many[:3])
             raise WorkflowStateError(
                 f"workflow {ids} is in the database already; make a new Workflow for each start"

@@ -58,7 +58,9 @@ class Story:
         }
         path = os.pathsep.join([str(programs), os.environ.get("PATH", "")])
         self.env = {**os.environ, "PATH": path, "COLUMNS": "200"}
-        self.env.pop("PYTHONPATH", None)
+        # Nothing but what is installed; and compiled once, not by every command.
+        for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):
+            self.env.pop(name, None)
         self.namespace: dict[str, Any] = {"__name__": "story"}
         self._printed_id = ""
         #: What each command printed.
@@ -149,8 +151,7 @@ class Story:
             self._starting.pop().wait_ready(90)
 
     def _keep(self, words: list[str]) -> WorkerProcess:
-        # Nothing but what is installed, and what Python and Celery find in their folder.
-        command = ["env", "-u", "PYTHONPATH", *self._program(words)]
+        command = ["env", "-u", "PYTHONPATH", "-u", "PYTHONDONTWRITEBYTECODE", *self._program(words)]
         log = self.folder / f"log-{len(self.running)}"
         process = WorkerProcess("", command=command, log=log, env=self.env, cwd=self.folder)
         self.running.append(process)

@@ -16,7 +16,7 @@ from benchmarks.contenders.base import Contender
 from benchmarks.contenders.canvas import Canvas
 from benchmarks.contenders.engine import Engine
 from benchmarks.contenders.programs import Dbos, Reference
-from benchmarks.results import RESULTS, heading, load, peers_plot, peers_table, surroundings, write
+from benchmarks.results import RESULTS, heading, load, peers_plot, peers_tables, surroundings, write
 from benchmarks.samples import measure, shapes_named, started
 from benchmarks.servers import servers_running
 
@@ -86,7 +86,7 @@ def main(
     where |= {"load_after": load(), "processes": processes, "rounds": rounds, "versions": versions}
     text = [
         *_introduction(where),
-        *(line for shape in shapes_named(shapes) for line in peers_table(samples, shape.name, many, names)),
+        *(line for shape in shapes_named(shapes) for line in peers_tables(samples, shape.name, many, names)),
     ]
     plots = {f"{name}-{size}": peers_plot(samples, size, names) for size in many}
     write(name, {"surroundings": where, "samples": samples.as_json()}, "\n".join(text), plots, into)

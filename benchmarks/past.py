@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from benchmarks.contenders.engine import Engine
-from benchmarks.results import RESULTS, heading, load, peers_table, surroundings, write
+from benchmarks.results import RESULTS, heading, load, peers_tables, surroundings, write
 from benchmarks.samples import measure, say, shapes_named
 from benchmarks.servers import servers_running
 
@@ -75,7 +75,7 @@ def main(finished: int, stages: int, shapes: str, rounds: int, into: Path) -> No
     text = heading("The cost of a long past", where)
     text += [f"The full database has {where['full_database']}. Medians of {rounds} runs by turns.", ""]
     for shape in shapes_named(shapes):
-        text += peers_table(samples, shape.name, [stages], [empty.name, full.name])
+        text += peers_tables(samples, shape.name, [stages], [empty.name, full.name])
     write("past", {"surroundings": where, "samples": samples.as_json()}, "\n".join(text), {}, into)
 
 

@@ -70,10 +70,22 @@ def heading(title: str, where: dict[str, Any]) -> list[str]:
     return [f"# {title}", "", f"    {where['command']}", "", told, ""]
 
 
-def peers_table(samples: Samples, shape: str, sizes: Sequence[int], contenders: Sequence[str]) -> list[str]:
-    """One shape: a row for each contender, and at each size its median, its spread, and the ratio to the first."""
-    lines = [f"## {SHAPES[shape].title}", ""]
-    lines += [f"| ms per stage | {' | '.join(f'{size:,}' for size in sizes)} | flat |"]
+def peers_tables(samples: Samples, shape: str, sizes: Sequence[int], contenders: Sequence[str]) -> list[str]:
+    """One shape: how long it took, and how much processor time."""
+    processor = Samples(samples.processor)
+    return [
+        f"## {SHAPES[shape].title}",
+        "",
+        *peers_table(samples, shape, sizes, contenders),
+        *peers_table(processor, shape, sizes, contenders, "processor ms per stage"),
+    ]
+
+
+def peers_table(
+    samples: Samples, shape: str, sizes: Sequence[int], contenders: Sequence[str], unit: str = "ms per stage"
+) -> list[str]:
+    """A row for each contender, and at each size its median, its spread, and the ratio to the first."""
+    lines = [f"| {unit} | {' | '.join(f'{size:,}' for size in sizes)} | flat |"]
     lines += ["|---" * (len(sizes) + 2) + "|"]
     for name in contenders:
         cells = [_cell(samples, shape, size, name, contenders[0]) for size in sizes]

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+
+import psutil
 
 from benchmarks.contenders.base import Contender
 from benchmarks.servers import Servers
@@ -18,9 +21,11 @@ WARM_UP = 30
 
 @dataclass
 class Samples:
-    """Milliseconds per stage of every run."""
+    """Milliseconds per stage of every run, by shape, size and contender."""
 
     values: dict[tuple[str, int, str], list[float]] = field(default_factory=dict)
+    #: Milliseconds of processor time per stage, of all processes together; another's work on the machine is not in it.
+    processor: dict[tuple[str, int, str], list[float]] = field(default_factory=dict)
     #: Why a figure is missing.
     absent: dict[tuple[str, int, str], str] = field(default_factory=dict)
 
@@ -37,7 +42,13 @@ class Samples:
     def as_json(self) -> list[dict[str, object]]:
         """For machines."""
         measured: list[dict[str, object]] = [
-            {"shape": shape, "stages": size, "contender": name, "ms_per_stage": [round(v, 4) for v in values]}
+            {
+                "shape": shape,
+                "stages": size,
+                "contender": name,
+                "ms_per_stage": [round(v, 4) for v in values],
+                "processor_ms_per_stage": [round(v, 4) for v in self.processor.get((shape, size, name), [])],
+            }
             for (shape, size, name), values in self.values.items()
         ]
         return measured + [
@@ -120,6 +131,7 @@ def _expected(samples: Samples, contender: Contender, shape: Shape, size: int) -
 
 def _run(samples: Samples, contender: Contender, shape: Shape, size: int, *, keep: bool = True) -> None:
     key = (shape.name, size, contender.name)
+    before = processor_seconds()
     try:
         seconds = contender.run(shape, size)
     except Exception as error:
@@ -130,8 +142,20 @@ def _run(samples: Samples, contender: Contender, shape: Shape, size: int, *, kee
         return
     stages = size - size % shape.each if shape.each else size
     if keep:
+        used = processor_seconds() - before
         samples.values.setdefault(key, []).append(seconds / stages * 1000)
+        samples.processor.setdefault(key, []).append(used / stages * 1000)
     say(f"{shape.name:8} {stages:6} {contender.name:40} {seconds / stages * 1000:8.2f} ms per stage")
+
+
+def processor_seconds(pid: int | None = None) -> float:
+    """What a process (this one), all below it and those that ended there have used so far: servers and workers."""
+    total = 0.0
+    own = psutil.Process(pid)
+    for process in [own, *own.children(recursive=True)]:
+        with suppress(psutil.Error):
+            total += sum(process.cpu_times()[:4])
+    return total
 
 
 def say(what: str) -> None:

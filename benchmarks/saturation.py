@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import psutil
 
 from benchmarks.contenders.engine import Engine
 from benchmarks.results import RESULTS, heading, load, surroundings, write
-from benchmarks.samples import say
+from benchmarks.samples import processor_seconds, say
 from benchmarks.servers import Servers, servers_running
 from benchmarks.shapes import MANY, WIDE
 
@@ -30,18 +29,9 @@ def busy(servers: Servers, engine: Engine) -> dict[str, float]:
         "workers": [worker.pid for worker in engine.workers],
         "client": [],
     }
-    used = {name: sum(_seconds(pid) for pid in many) for name, many in pids.items()}
+    used = {name: sum(processor_seconds(pid) for pid in many) for name, many in pids.items()}
     own = psutil.Process().cpu_times()
     return used | {"client": own.user + own.system}
-
-
-def _seconds(pid: int) -> float:
-    total = 0.0
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-        with suppress(psutil.Error):
-            times = process.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
 
 
 def sessions(servers: Servers, engine: Engine) -> int:
@@ -75,7 +65,11 @@ def main(stages: int, workers: int, processes: int, rounds: int, into: Path) -> 
                     rates = [stages / engine.run(shape, stages) for _ in range(rounds)]
                     took, after = time.monotonic() - begun, busy(servers, engine)
                     row = {"workers": count, "shape": shape.title, "rates": rates}
-                    row["cores"] = {name: (after[name] - before[name]) / took for name in after}
+                    used = {name: after[name] - before[name] for name in after}
+                    row["cores"] = {name: seconds / took for name, seconds in used.items()}
+                    row["processor_ms_per_stage"] = {
+                        name: seconds * 1000 / (stages * rounds) for name, seconds in used.items()
+                    }
                     row["sessions"] = sessions(servers, engine)
                     rows.append(row)
                     say(f"{count} workers, {shape.title}: {statistics.median(rates):.0f} stages per second")
@@ -85,12 +79,12 @@ def main(stages: int, workers: int, processes: int, rounds: int, into: Path) -> 
     users = list(rows[0]["cores"])
     text = heading("Stages per second by workers", where)
     text += [f"Each worker has {processes} processes. Medians of {rounds} runs of {stages:,} stages.", ""]
-    text += [
-        f"| workers | shape | stages per second | sessions | {' | '.join(f'cores: {u}' for u in users)} |"
-    ]
+    text += ["In the columns of those who work: processor milliseconds per stage (cores kept busy).", ""]
+    text += [f"| workers | shape | stages per second | sessions | {' | '.join(users)} |"]
     text += ["|---" * (4 + len(users)) + "|"]
     for row in rows:
-        rates, cores = row["rates"], " | ".join(f"{row['cores'][user]:.2f}" for user in users)
+        rates, each = row["rates"], row["processor_ms_per_stage"]
+        cores = " | ".join(f"{each[user]:.2f} ({row['cores'][user]:.2f})" for user in users)
         text.append(
             f"| {row['workers']} | {row['shape']} | {statistics.median(rates):.0f} "
             f"({min(rates):.0f} to {max(rates):.0f}) | {row['sessions']} | {cores} |"

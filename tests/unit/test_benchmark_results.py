@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from benchmarks.contenders.base import Contender
 from benchmarks.plot import bars
 from benchmarks.results import peers_plot, peers_table
-from benchmarks.samples import Samples, measure
+from benchmarks.samples import Samples, measure, processor_seconds
 from benchmarks.shapes import CHAIN, MANY, SHAPES, requires
 
 
@@ -54,6 +56,14 @@ def test_runs_that_would_take_too_long_are_left_out_and_said_so():
     samples = measure([Scripted("slow", 100)], [CHAIN], [100, 1000], 1, 60)
     assert samples.median("chain", 1000, "slow") is None
     assert "would take about 100 s" in "\n".join(peers_table(samples, "chain", [100, 1000], ["slow"]))
+
+
+def test_processor_time_is_that_of_this_process_and_of_all_it_started():
+    before = processor_seconds()
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    with subprocess.Popen([sys.executable, "-c", burn]):
+        pass
+    assert processor_seconds() - before >= 0.3
 
 
 def test_a_failure_takes_the_figure_away_and_nothing_else(capsys):

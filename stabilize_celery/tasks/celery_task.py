@@ -59,9 +59,9 @@ class CeleryTask(Task):
     def on_cancel(self, stage: StageExecution) -> TaskResult | None:
         run = current_run()
         # A stage that was reset is in a later generation by now, whose task is wanted.
-        sent = self._app is not None and not self._in_place
-        if sent and run is not None and stage.status is S.CANCELED:
-            assert self._app is not None
+        if self._app is None or self._in_place or run is None:
+            return None
+        if stage.status is S.CANCELED:
             self._app.control.revoke(celery_task_id(run.task_id, run.generation))
         return None
 

@@ -13,13 +13,14 @@ _OF_PLACE = {"database_url", "database_pool_size", "database_prepare", "database
 
 
 def settings_of(stabilize: Stabilize | None) -> dict[str, Any]:
-    """The settings of an engine that make sense elsewhere too; reading them imports what ``stabilize_imports`` names."""
-    try:
-        settings = stabilize.settings if stabilize is not None else None
-    except ConfigurationError:
-        # It has no Celery app yet.
-        settings = None
-    return {} if settings is None else settings.model_dump(exclude=_OF_PLACE)
+    """The settings of an engine that make sense elsewhere too; reading them imports what ``stabilize_imports`` names.
+
+    Raises:
+        ConfigurationError: its app is configured wrongly.
+    """
+    if stabilize is None or (stabilize.app is None and stabilize._settings is None):
+        return {}
+    return stabilize.settings.model_dump(exclude=_OF_PLACE)
 
 
 def find_engine(source: Any) -> Stabilize | None:

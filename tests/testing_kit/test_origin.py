@@ -75,3 +75,10 @@ def test_settings_of_the_place_stay_there():
     assert "database_url" not in taken
     assert settings_of(None) == settings_of(Stabilize()) == {}
     engine.close()
+
+
+def test_an_app_that_is_configured_wrongly_is_told():
+    app = Celery("wrong", set_as_current=False)
+    app.conf.stabilize_max_attempts = "many"
+    with pytest.raises(ConfigurationError, match="stabilize_max_attempts"):
+        settings_of(Stabilize(app))

@@ -23,12 +23,14 @@ if in_containers():
     from tests.integration.celery_nodes.containers import (
         database_container,
         database_urls,
+        default_rabbitmq_broker_image,
         default_worker_container,
+        docker_client,
         payments_container,
         worker_image,
     )
 
-    __all__ = ["database_container", "worker_image"]
+    __all__ = ["database_container", "default_rabbitmq_broker_image", "docker_client", "worker_image"]
 else:
     from tests.integration.celery_nodes.local import (  # type: ignore[assignment]
         database_urls,
@@ -40,6 +42,17 @@ else:
     __all__ = ["default_rabbitmq_broker"]
 
 __all__ += ["database_urls", "default_worker_container", "payments_container"]
+
+
+#: Seconds; the first test builds an image and loads others.
+_TIMEOUT_IN_CONTAINERS = 900
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Containers take their time, and Docker's client leaves its connections to the garbage collector."""
+    if in_containers():
+        item.add_marker(pytest.mark.timeout(_TIMEOUT_IN_CONTAINERS))
+        item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket.*family=1:ResourceWarning"))
 
 
 @pytest.fixture

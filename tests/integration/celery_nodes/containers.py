@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
+import docker
 import psycopg
 import pytest
 from pytest_celery import DEFAULT_WORKER_CONTAINER_TIMEOUT, DEFAULT_WORKER_VOLUME, RESULT_TIMEOUT
@@ -17,12 +20,20 @@ from tests.services import ROOT, PostgresService
 
 _PASSWORD = "stabilize"
 
+
+@pytest.fixture(scope="session")
+def docker_client() -> Iterator[docker.DockerClient]:
+    """That of pytest-docker-tools, closed in the end."""
+    with closing(docker.from_env()) as client:
+        yield client
+
+
 worker_image = build(
     path=str(ROOT), dockerfile="tests/integration/celery_nodes/Dockerfile", tag="stabilize-celery/worker:test"
 )
 
 database_container = container(
-    image="postgres:15",
+    image="postgres:17.6-bookworm",
     ports={"5432/tcp": None},
     environment={"POSTGRES_PASSWORD": _PASSWORD},
     network="{default_pytest_celery_network.name}",
@@ -39,6 +50,12 @@ _WORKER: dict[str, Any] = {
 }
 default_worker_container = container(command=fxtr("default_worker_command"), **_WORKER)
 payments_container = container(command=fxtr("payments_command"), **_WORKER)
+
+
+@pytest.fixture
+def default_rabbitmq_broker_image() -> str:
+    """The one of docker-compose.yml, not whatever is the latest."""
+    return "rabbitmq:4.1.4-management"
 
 
 @pytest.fixture

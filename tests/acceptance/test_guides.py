@@ -10,7 +10,10 @@ import pytest
 from _pytest.fixtures import FixtureRequest
 
 from stabilize_celery.settings import Settings
-from tests.acceptance.stories import DOCS, Story
+from tests.acceptance.documents import blocks_of
+from tests.acceptance.stories import DOCS, ROOT, Story
+
+TESTS = ROOT / "tests"
 
 #: Pages whose programs run in one process, without servers.
 EMBEDDED = ["limits", "long-tasks", "from-canvas", "from-stabilize", "restart-and-skip"]
@@ -54,3 +57,14 @@ def test_the_figures_are_the_defaults(page: str) -> None:
     defaults = Settings.of()
     told = _FIGURE.findall((DOCS / "how-to" / f"{page}.md").read_text(encoding="utf-8").replace("\n", " "))
     assert [(name, value) for name, value in told if getattr(defaults, name) != float(value)] == []
+
+
+def test_every_page_with_code_is_run_by_a_test() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("*.py"))
+    untold = [
+        page.relative_to(DOCS).as_posix()
+        for page in DOCS.rglob("*.md")
+        if any(block.language in ("python", "sh", "sql") for block in blocks_of(page))
+        and not re.search(rf"[\"/]{page.stem}(\.md)?\"", tests)
+    ]
+    assert untold == []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from stabilize_celery.cli.discretion import hide, print_anything, shown
+from stabilize_celery.cli.discretion import hide, print_anything, printable
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import ConfigurationError, StabilizeError, WorkflowFileError
 
@@ -51,7 +51,7 @@ class EngineCommand(click.Command):
             if not isinstance(error, WorkflowFileError):
                 # What drivers say may have several lines; of a file each problem has one.
                 message = " ".join(message.split())
-            click.secho(f"Error: {shown(message)}", err=True, fg="red")
+            click.secho(f"Error: {printable(message)}", err=True, fg="red")
             raise click.exceptions.Exit(1) from error
 
 

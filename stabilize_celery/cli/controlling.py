@@ -13,6 +13,7 @@ import click
 from stabilize_celery.cli.base import EngineCommand, has_workers, open_engine, user_option
 from stabilize_celery.cli.ids import find_run
 from stabilize_celery.cli.output import print_json
+from stabilize_celery.cli.terminal import harmless
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.run import WorkflowRun
 
@@ -34,7 +35,8 @@ def _accepted(
     if as_json:
         print_json({"id": run.id, "command": command, "stage": stage, "accepted": True})
     else:
-        click.echo(f"{command} of {f'stage {stage} of ' if stage else ''}workflow {run.id} is under way")
+        told = f"{command} of {f'stage {stage} of ' if stage else ''}workflow {run.id} is under way"
+        click.echo(harmless(told))
     if not has_workers(engine):
         click.echo(
             "Nobody works on this database all the time: `run FILE --continue ID` does what is under way.",

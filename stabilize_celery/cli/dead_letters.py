@@ -8,7 +8,7 @@ import click
 
 from stabilize_celery.cli.base import EngineCommand, has_workers, open_engine, user_option
 from stabilize_celery.cli.columns import print_columns
-from stabilize_celery.cli.discretion import shown
+from stabilize_celery.cli.discretion import printable, shown
 from stabilize_celery.cli.ids import find_run
 from stabilize_celery.cli.output import print_json
 from stabilize_celery.cli.shapes import time_of
@@ -71,13 +71,13 @@ def show_letter_command(ctx: click.Context, id: str, as_json: bool) -> None:
         print_json({**_shape(letter), "row": letter["row"], "error_details": letter["error"]})
         return
     row = letter["row"]
-    click.echo(f"{letter['type']} {letter['id']}  {letter['label']}")
+    click.echo(printable(f"{letter['type']} {letter['id']}  {letter['label']}"))
     for name in ("workflow_id", "stage_id", "task_id", "generation", "payload", "queue", "created_at"):
         if row.get(name) not in (None, {}):
-            click.echo(f"  {name:<12}{shown(row[name])}")
+            click.echo(f"  {name:<12}{printable(row[name])}")
     click.echo(f"  {'attempts':<12}{letter['attempts']}")
     click.echo(f"  {'died at':<12}{letter['died_at'].astimezone().isoformat(sep=' ', timespec='seconds')}")
-    click.echo(shown(letter["error"].get("details", {}).get("traceback") or _told(letter)))
+    click.echo(printable(letter["error"].get("details", {}).get("traceback") or _told(letter)))
 
 
 @dead_letters_command.command("retry", cls=EngineCommand)

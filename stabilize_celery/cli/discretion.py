@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from stabilize_celery.cli.terminal import harmless
 from stabilize_celery.redaction import DEFAULT_KEYS, redact
 
 #: A command works on one engine, whose settings these are.
@@ -22,6 +23,11 @@ def hide(keys: Iterable[str]) -> None:
 def shown(value: Any) -> Any:
     """A copy of a value as it may be printed."""
     return redact(value, _keys)
+
+
+def printable(value: Any) -> str:
+    """A value as it may be written to a terminal."""
+    return harmless(str(shown(value)))
 
 
 def print_anything() -> None:

@@ -13,6 +13,7 @@ import click
 from stabilize_celery.cli.base import EngineCommand, engine_of_app, open_engine
 from stabilize_celery.cli.ids import find_run
 from stabilize_celery.cli.output import print_json
+from stabilize_celery.cli.terminal import harmless
 from stabilize_celery.dag.render import to_dot, to_mermaid
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import WorkflowFileError
@@ -121,11 +122,11 @@ class _Checked:
     def show(self) -> None:
         for problem in self.problems:
             hint = "" if not self.valid else " here; name the app that knows it with -A"
-            click.secho(f"{problem}{hint}", err=True, fg="yellow" if self.valid else "red")
+            click.secho(harmless(f"{problem}{hint}"), err=True, fg="yellow" if self.valid else "red")
         if self.valid and self.workflow is not None:
             count = f"{len(self.workflow.stages):,} stage{'s' * (len(self.workflow.stages) != 1)}"
             name = f"{self.workflow.application}/{self.workflow.name}"
-            click.echo(f"{self.file}: {name}, {count}, can be started")
+            click.echo(harmless(f"{self.file}: {name}, {count}, can be started"))
 
 
 def _check(file: str, engine: Stabilize | None) -> _Checked:
@@ -184,4 +185,4 @@ def graph_command(ctx: click.Context, what: str, style: str, as_json: bool) -> N
     if as_json:
         print_json({"format": style, "graph": text})
     else:
-        click.echo(text, nl=False)
+        click.echo(harmless(text), nl=False)

@@ -24,7 +24,9 @@ _LONGEST_VALUE = 2000
 
 def print_json(value: Any) -> None:
     """One JSON document."""
-    click.echo(json.dumps(shown(value), indent=2, ensure_ascii=False))
+    written = json.dumps(shown(value), indent=2, ensure_ascii=False)
+    # JSON itself leaves these as they are, and some terminals obey them.
+    click.echo(re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", written))
 
 
 def print_workflows(found: Sequence[Workflow], now: datetime) -> None:

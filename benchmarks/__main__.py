@@ -71,7 +71,7 @@ def main(
     many = [int(size) for size in sizes.split(",")]
     name = name or ("quick" if quick else "peers")
     # `kill` and `timeout` end it as ^C does: with what was measured so far.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end)
     durable = {} if wait_for_disk else {"synchronous_commit": "off"}
     with servers_running(redis="canvas-redis" in chosen, settings=durable) as servers:
         where = surroundings(servers)
@@ -90,6 +90,12 @@ def main(
     ]
     plots = {f"{name}-{size}": peers_plot(samples, size, names) for size in many}
     write(name, {"surroundings": where, "samples": samples.as_json()}, "\n".join(text), plots, into)
+
+
+def _end(_number: int, _frame: object) -> None:
+    # `timeout` signals twice: the process, then its group.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _introduction(where: dict[str, object]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from stabilize_celery.handlers.registry import Handlers
 from stabilize_celery.messages import MESSAGE_TYPES, Message, WorkflowLevel
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.observe import tell
+from stabilize_celery.observe.logs import discreet_logger, hiding
 from stabilize_celery.observe.scope import Scope, current_scope, scoped
 from stabilize_celery.persistence.database import is_retryable, is_unavailable
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
@@ -28,7 +28,7 @@ from stabilize_celery.tasks.outcome import Attempt
 from stabilize_celery.worker.execution import TaskWorker
 from stabilize_celery.worker.leases import LeaseKeeper
 
-logger = logging.getLogger(__name__)
+logger = discreet_logger(__name__)
 _COLLISIONS = 10
 
 
@@ -73,6 +73,7 @@ class Dispatcher:
         #: Told, after the commit, of the messages that were handled without having been sent.
         self.on_handled: Callable[[list[Handled]], None] | None = None
         settings = surroundings.settings
+        self._hiding = hiding(settings.redact_keys)
         self.keeper = LeaseKeeper(store, settings.lease, settings.heartbeat, settings.task_kill_grace)
         self.worker = TaskWorker(
             store, surroundings.registry, settings, self.keeper, self._settle, surroundings.worker
@@ -161,7 +162,12 @@ class Dispatcher:
                     raise
                 if inline is None and not isinstance(error, InvalidMessageError):
                     # A follow-on may be at fault: alone in its own transaction it takes nobody with it.
-                    logger.debug("message %s is repeated without follow-ons", message_id, exc_info=True)
+                    logger.debug(
+                        "message %s is repeated without follow-ons",
+                        message_id,
+                        exc_info=True,
+                        extra=self._hiding,
+                    )
                     inline = False
                     continue
                 self._failed(message_id, error)
@@ -218,7 +224,7 @@ class Dispatcher:
 
     def _put_back(self, message_id: str, error: UnknownMessageError, *, claimed: bool = False) -> None:
         self.store.put_back(message_id, self.surroundings.settings.resend_delay, claimed=claimed)
-        logger.warning("message %s is put back: %s", message_id, error)
+        logger.warning("message %s is put back: %s", message_id, error, extra=self._hiding)
 
     def _failed(self, message_id: str, error: Exception) -> None:
         settings = self.surroundings.settings
@@ -230,11 +236,15 @@ class Dispatcher:
                 return
             if failures < settings.control_max_attempts:
                 logger.warning(
-                    "message %s failed %d times, tried again", message_id, failures, exc_info=error
+                    "message %s failed %d times, tried again",
+                    message_id,
+                    failures,
+                    exc_info=error,
+                    extra=self._hiding,
                 )
                 self.publisher.wake(self.store.now())
                 return
-        logger.error("message %s is a dead letter", message_id, exc_info=error)
+        logger.error("message %s is a dead letter", message_id, exc_info=error, extra=self._hiding)
         self._bury(message_id, described)
 
     def _bury(self, message_id: str, error: dict[str, Any]) -> None:

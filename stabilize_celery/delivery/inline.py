@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -12,10 +11,11 @@ from datetime import datetime
 
 from stabilize_celery.clock import FakeClock
 from stabilize_celery.delivery.dispatch import Dispatcher
+from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.outbox import Outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 
-logger = logging.getLogger(__name__)
+logger = discreet_logger(__name__)
 _LONGEST_WAIT = 1.0
 
 

@@ -7,7 +7,6 @@ makes up for it.  What must not be missed is a stage of the workflow, or read fr
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,8 +15,9 @@ from typing import Any
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.observe.logs import discreet_logger
 
-logger = logging.getLogger(__name__)
+logger = discreet_logger(__name__)
 
 
 @dataclass(frozen=True)

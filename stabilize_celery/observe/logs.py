@@ -7,10 +7,14 @@ there; docs/how-to/observability.md shows how, also for structlog.
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from stabilize_celery.observe.scope import FIELDS, current_scope
+from stabilize_celery.redaction import DEFAULT_KEYS, redact_text
+
+_KEYS = "_stabilize_redact_keys"
+_formatter = logging.Formatter()
 
 
 class ContextFilter(logging.Filter):
@@ -27,6 +31,37 @@ class ContextFilter(logging.Filter):
             if name not in record.__dict__:
                 record.__dict__[name] = getattr(scope, name)
         return True
+
+
+class SecretsFilter(logging.Filter):
+    """Hides the values of secret keys in what a logger of the engine says, its tracebacks included.
+
+    A traceback is written once, here; formatters of the standard library take it as it is.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Hide; lets all of them pass."""
+        keys = record.__dict__.pop(_KEYS, DEFAULT_KEYS)
+        said = record.getMessage()
+        told = redact_text(said, keys)
+        if told != said:
+            record.msg, record.args = told, ()
+        if record.exc_info:
+            record.exc_text = redact_text(_formatter.formatException(record.exc_info), keys)
+        return True
+
+
+def discreet_logger(name: str) -> logging.Logger:
+    """The logger of a module that tells what went wrong with users' data."""
+    logger = logging.getLogger(name)
+    if not any(isinstance(each, SecretsFilter) for each in logger.filters):
+        logger.addFilter(SecretsFilter())
+    return logger
+
+
+def hiding(keys: Iterable[str]) -> dict[str, Any]:
+    """``extra`` for a record of such a logger: the keys of this engine instead of the usual ones."""
+    return {_KEYS: tuple(keys)}
 
 
 def add_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

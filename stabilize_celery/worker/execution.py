@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from stabilize_celery.messages import RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.observe.logs import discreet_logger, hiding
 from stabilize_celery.observe.scope import Scope, scoped
 from stabilize_celery.observe.tracing import NO_SPAN, RunSpan, Tracer
 from stabilize_celery.persistence.database import is_unavailable
@@ -44,7 +44,7 @@ from stabilize_celery.worker.handover import launched, own_retries, publish
 from stabilize_celery.worker.judge import failure, judge, running_time, stage_time_left, timed_out
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
 
-logger = logging.getLogger(__name__)
+logger = discreet_logger(__name__)
 
 #: Records an outcome: message id, fencing token, attempt; false if the lease was lost.
 Settle = Callable[[str, int, Attempt], bool]
@@ -228,7 +228,9 @@ class _Attempt:
         try:
             replacement = implementation.on_timeout(stage)
         except Exception:
-            logger.exception("on_timeout of task %s failed", task.name)
+            logger.exception(
+                "on_timeout of task %s failed", task.name, extra=hiding(self._settings.redact_keys)
+            )
         return self._checked(timed_out(task, what, replacement), stage)
 
     def _within(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.errors import describe_error, is_transient
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.outbox import waits_in
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
@@ -18,7 +18,7 @@ from stabilize_celery.worker.judge import failure
 if TYPE_CHECKING:
     from stabilize_celery.worker.execution import TaskWorker
 
-logger = logging.getLogger(__name__)
+logger = discreet_logger(__name__)
 #: In the stored error of a task: how often its own queue system has repeated it by itself.
 OWN_RETRIES = "own_retries"
 

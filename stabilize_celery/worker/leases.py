@@ -6,7 +6,6 @@ its time is settled from here, at its time, and what its code returns later is r
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -14,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.tasks.run import TaskRun
 
-logger = logging.getLogger(__name__)
+logger = discreet_logger(__name__)
 #: How long the thread sleeps when this process runs no task.
 _IDLE = 60.0
 

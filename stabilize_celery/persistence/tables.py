@@ -246,6 +246,7 @@ dead_letters = Table(
     Column("died_at", UtcDateTime, nullable=False),
 )
 Index("ix_stabilize_dead_letters_workflow", dead_letters.c.workflow_id)
+Index("ix_stabilize_dead_letters_died", dead_letters.c.died_at, dead_letters.c.id)
 
 #: Storage parameters on PostgreSQL.  Rows that change often get room for their next version on the same page;
 #: the messages table, where every row is soon dead, is vacuumed long before a fifth of it is.

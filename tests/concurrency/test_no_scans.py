@@ -96,7 +96,8 @@ def look_at_everything(scene: Scene) -> None:
         lists.page_of_workflows(store, search, run.id, 20)
         lists.count_by_status(store, search)
     lists.known_applications(store)
-    lists.page_of_dead_letters(store, None, 20)
+    for letter in [*engine.dead_letters(limit=20), {"id": "x"}]:
+        engine.dead_letters(limit=20, before=letter["id"])
     lists.waiting_configurations(store, 20)
     graph.graph_of(store, run.id)
     graph.page_of_history(store, run.id, stage_id=None, after=None, limit=20)

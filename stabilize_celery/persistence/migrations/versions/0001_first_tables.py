@@ -276,6 +276,7 @@ def _dead_letters() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_stabilize_dead_letters")),
     )
     op.create_index("ix_stabilize_dead_letters_workflow", "stabilize_dead_letters", ["workflow_id"])
+    op.create_index("ix_stabilize_dead_letters_died", "stabilize_dead_letters", ["died_at", "id"])
 
 
 def _storage() -> None:

@@ -63,7 +63,7 @@ def main(
     """Measure milliseconds per stage and write a table, the figures and a plot."""
     if quick:
         shapes, sizes, rounds, longest = "chain,fan,many", "100", 2, 10.0
-        who = "ours,threads,no-inline,bare,canvas" if who == "all" else who
+        who = "ours,no-inline,bare,canvas" if who == "all" else who
     everybody = contenders(processes)
     chosen = list(everybody) if who == "all" else who.split(",")
     if unknown := set(chosen) - set(everybody):

@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
+# Files side by side, each process with servers of its own: most tests wait for workers, not for a processor.
+PYTEST_PROCESSES ?= 2
 
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -51,7 +53,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	@config/install-services.sh
-	@$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests --numprocesses $(PYTEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

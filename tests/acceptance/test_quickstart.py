@@ -30,7 +30,10 @@ class NewUser(Story):
         subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=INSTALL_TIMEOUT)
         (wheel,) = wheels.glob("*.whl")
         # The release the page would bring is the one that is being tested.
-        (self.folder / "constraints.txt").write_text(f"stabilize-celery @ {wheel.as_uri()}\n")
+        # By version and folder: older releases of pip cannot combine the address of a wheel with extras.
+        version = wheel.name.split("-")[1]
+        (self.folder / "constraints.txt").write_text(f"stabilize-celery=={version}\n")
+        this_release = ["--find-links", str(wheels), "-c", str(self.folder / "constraints.txt")]
         home = self.programs.parent
         venv.create(home, symlinks=True)
         pip = [
@@ -43,7 +46,7 @@ class NewUser(Story):
         ]
         done = subprocess.run(
             # What is never imported need not be compiled.
-            [*pip, *shlex.split(command)[1:], "--no-compile", "-c", str(self.folder / "constraints.txt")],
+            [*pip, *shlex.split(command)[1:], "--no-compile", *this_release],
             cwd=self.folder,
             env=self.env,
             capture_output=True,

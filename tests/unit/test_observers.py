@@ -14,7 +14,8 @@ from stabilize_celery.observe import Transition
 
 @pytest.fixture(params=[True, False], ids=["inline", "one by one"])
 def stabilize(request: pytest.FixtureRequest) -> Iterator[Stabilize]:
-    with Stabilize.embedded(inline=request.param, control_retry_delay=0.01) as engine:
+    # One message after the other: of two threads either may tell first.
+    with Stabilize.embedded(concurrency=1, inline=request.param, control_retry_delay=0.01) as engine:
         yield engine
 
 

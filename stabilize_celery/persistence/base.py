@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from stabilize_celery.clock import Clock
-from stabilize_celery.persistence import queries, schema
+from stabilize_celery.persistence import message_queries, schema
 from stabilize_celery.persistence.database import Database
 
 
@@ -32,7 +32,7 @@ class BaseStore:
             prepare_statements=prepare_statements,
             listen_url=listen_url,
         )
-        self.queries = queries.Queries(self.database.is_postgresql)
+        self.queries = message_queries.Queries(self.database.is_postgresql)
         self.url = url
 
     @property

@@ -17,7 +17,7 @@ from sqlalchemy.pool import StaticPool
 
 from stabilize_celery.clock import Clock
 from stabilize_celery.errors import ConfigurationError, SchemaVersionError, StoreError
-from stabilize_celery.persistence.statements import explained
+from stabilize_celery.persistence.statements import reraise
 from stabilize_celery.persistence.types import dumps
 from stabilize_celery.redaction import redact_text
 
@@ -135,10 +135,7 @@ class Database:
                     driver.commit()
         except Exception as error:
             # Within a pipeline the answer to one statement may be seen only while another is sent.
-            known = explained(connection, error)
-            if known is error:
-                raise
-            raise known from error
+            reraise(connection, error)
 
     @contextmanager
     def _exclusive_use(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from stabilize_celery.persistence import queries
+from stabilize_celery.persistence import message_queries, queries
 from stabilize_celery.persistence.lease_store import Claimed, LeaseStore
 
 
@@ -40,4 +40,4 @@ class HandOverStore(LeaseStore):
         """What waited in a queue is not there any more: the next to claim it hands it over again."""
         with self.database.begin() as connection:
             for batch in queries.chunks(message_ids):
-                connection.execute(queries.take_back, {"ids": batch})
+                connection.execute(message_queries.take_back, {"ids": batch})

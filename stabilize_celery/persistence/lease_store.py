@@ -13,7 +13,7 @@ from stabilize_celery.context.view import apply_view
 from stabilize_celery.errors import StabilizeError, StageError, UnknownReducerError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence import queries, rows
+from stabilize_celery.persistence import message_queries, queries, rows
 from stabilize_celery.persistence.base import BaseStore
 from stabilize_celery.persistence.statements import row_of
 from stabilize_celery.persistence.tables import messages
@@ -57,7 +57,7 @@ class LeaseStore(BaseStore):
                 return None
             found = Claimed({column.name: claimed[column.name] for column in messages.c})
             if self.database.is_postgresql:
-                row = queries.claimed_stage(claimed)
+                row = message_queries.claimed_stage(claimed)
             else:
                 row = row_of(connection, queries.read_stage_whole, {"stage_id": claimed["stage_id"]})
             if row is not None:
@@ -102,7 +102,7 @@ class LeaseStore(BaseStore):
             for message_id, token in leases.items():
                 row = row_of(
                     connection,
-                    queries.renew_lease,
+                    message_queries.renew_lease,
                     {"message_id": message_id, "token": token, "lease_end": end},
                 )
                 if row is not None:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from stabilize_celery.crash_points import reach
 from stabilize_celery.messages import CompleteWorkflow
-from stabilize_celery.persistence import queries
+from stabilize_celery.persistence import message_queries, queries
 from stabilize_celery.persistence.base import BaseStore
 from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.outbox import message_of
@@ -144,7 +144,7 @@ class MessageStore(BaseStore):
     def due(self, limit: int) -> list[dict[str, Any]]:
         """Messages whose time to be sent (again) has come, oldest first; nothing is changed."""
         with self.database.autocommit() as connection:
-            found = connection.execute(queries.read_due, {"now": self.now(), "most": limit})
+            found = connection.execute(message_queries.read_due, {"now": self.now(), "most": limit})
             return [dict(row._mapping) for row in found]
 
     def take_due(self, limit: int, next_send: Any) -> list[dict[str, Any]]:
@@ -156,11 +156,11 @@ class MessageStore(BaseStore):
         """
         now = self.now()
         with self.database.begin() as connection:
-            taken = rows_of(connection, queries.lock_due, {"now": now, "most": limit})
+            taken = rows_of(connection, message_queries.lock_due, {"now": now, "most": limit})
             if taken:
                 write(
                     connection,
-                    queries.mark_sent,
+                    message_queries.mark_sent,
                     [
                         {
                             "_id": row["id"],
@@ -176,7 +176,7 @@ class MessageStore(BaseStore):
         soon = self.now() + timedelta(seconds=delay)
         with self.database.begin() as connection:
             for batch in queries.chunks(message_ids):
-                connection.execute(queries.send_again, {"ids": batch, "soon": soon})
+                connection.execute(message_queries.send_again, {"ids": batch, "soon": soon})
 
     def bell(self) -> Bell:
         """What wakes the relays."""
@@ -185,7 +185,7 @@ class MessageStore(BaseStore):
     def next_due(self) -> datetime | None:
         """When the relay has something to send next."""
         with self.database.autocommit() as connection:
-            row = row_of(connection, queries.read_next_due, {})
+            row = row_of(connection, message_queries.read_next_due, {})
             assert row is not None
             due: datetime | None = row["send_at"]
             return due

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import and_, or_, select
 
-from stabilize_celery.persistence import queries
+from stabilize_celery.persistence import message_queries
 from stabilize_celery.persistence.outbox import WAITS_IN
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import messages
@@ -47,5 +47,5 @@ def take_waiting(
         taken = [dict(row) for row in connection.execute(chosen).mappings()]
         if taken:
             marks = [{"_id": row["id"], "next": now + timedelta(seconds=next_send(row))} for row in taken]
-            connection.execute(queries.mark_sent, marks)
+            connection.execute(message_queries.mark_sent, marks)
     return taken

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 from psycopg import RawCursor
@@ -183,7 +183,7 @@ def _run(connection: Connection, prepared: _Prepared, bound: list[tuple[Any, ...
         else:
             cursor.execute(prepared.text, bound[0])
     except Exception as error:
-        raise explained(connection, error, cursor, prepared.sql) from error
+        reraise(connection, error, cursor, prepared.sql)
     return cursor
 
 
@@ -199,16 +199,16 @@ def _numbered(sql: str) -> tuple[str, tuple[str, ...]]:
     return _PLACEHOLDER.sub(number, sql), tuple(places)
 
 
-def explained(connection: Connection, error: Exception, cursor: Any = None, sql: str = "") -> Exception:
-    """A driver's error as SQLAlchemy would raise it; a connection that is lost is given up."""
+def reraise(connection: Connection, error: Exception, cursor: Any = None, sql: str = "") -> NoReturn:
+    """Raise a driver's error as SQLAlchemy would, and any other as it is; a connection that is lost is given up."""
     dialect = connection.dialect
     driver: Any = dialect.dbapi
     if not isinstance(error, driver.Error):
-        return error
+        raise error
     lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, cursor)
     if lost:
         connection.invalidate(error)
-    known: Exception = DBAPIError.instance(
+    raise DBAPIError.instance(
         sql,
         None,
         error,
@@ -216,5 +216,4 @@ def explained(connection: Connection, error: Exception, cursor: Any = None, sql:
         hide_parameters=True,
         connection_invalidated=lost,
         dialect=dialect,
-    )
-    return known
+    ) from error

@@ -23,9 +23,7 @@ from stabilize_celery import (
     PermanentError,
     Stabilize,
     StabilizeError,
-    StageDefinitionBuilder,
     StageExecution,
-    SyntheticStageOwner,
     Task,
     TaskExecution,
     TaskResult,
@@ -36,10 +34,10 @@ from stabilize_celery import (
 )
 from stabilize_celery import WorkflowStatus as S
 from stabilize_celery.dag.branches import recount
-from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.models import ids
 from stabilize_celery.persistence import tables
 from stabilize_celery.tasks.outcome import Attempt
+from stabilize_celery.testing.simulation.scripted import STAGE_TYPE, TASK_TYPE, PlannedBuilder
 
 MAX_ATTEMPTS = 3
 LEASE = 30.0
@@ -121,7 +119,7 @@ class Machine:
         self.plan = plan
         self.engine = engine(plan.inline)
         self.clock = self.engine.store.clock
-        self.engine.registry.register("scripted", Scripted(self))
+        self.engine.registry.register(TASK_TYPE, Scripted(self))
         self.engine.dispatcher.worker.settle = self.settle_late
         self.runs: list[WorkflowRun] = []
         self.steps = 0
@@ -184,9 +182,9 @@ class Machine:
     @staticmethod
     def _stage(plan: dict[str, Any]) -> StageExecution:
         stage = StageExecution.create(
-            "planned", plan["ref"], plan["ref"], {**plan["options"], "plan": plan}, plan["requires"]
+            STAGE_TYPE, plan["ref"], plan["ref"], {**plan["options"], "plan": plan}, plan["requires"]
         )
-        stage.tasks = [TaskExecution.create(f"t{n}", "scripted") for n in range(len(plan["scripts"]))]
+        stage.tasks = [TaskExecution.create(f"t{n}", TASK_TYPE) for n in range(len(plan["scripts"]))]
         return stage
 
     def _drain(self) -> None:
@@ -509,35 +507,6 @@ class Scripted(Task):
         run = current_run()
         assert run is not None
         self._machine.hooks[hook, run.task_id, run.generation] += 1
-
-
-class PlannedBuilder(StageDefinitionBuilder):
-    """Plans the synthetic stages that the stage's plan names."""
-
-    @property
-    def type(self) -> str:
-        return "planned"
-
-    def before_stages(self, stage: StageExecution, graph: StageGraphBuilder) -> None:
-        self._plan(stage, graph, "before")
-
-    def after_stages(self, stage: StageExecution, graph: StageGraphBuilder) -> None:
-        self._plan(stage, graph, "after")
-
-    def on_failure_stages(self, stage: StageExecution, graph: StageGraphBuilder) -> None:
-        self._plan(stage, graph, "on_failure")
-
-    def _plan(self, stage: StageExecution, graph: StageGraphBuilder, phase: str) -> None:
-        owner = SyntheticStageOwner.STAGE_BEFORE if phase == "before" else SyntheticStageOwner.STAGE_AFTER
-        children = stage.own_context["plan"]["children"].get(phase, [])
-        if children == "raise":
-            raise RuntimeError(f"no {phase} stages today")
-        for number, plan in enumerate(children):
-            tasks = [TaskExecution.create(f"t{n}", "scripted") for n in range(len(plan["scripts"]))]
-            name = f"{stage.name}/{phase}{number}"
-            context = {**plan["options"], "plan": {**plan, "ref": name}}
-            child = StageExecution.create_synthetic("planned", name, stage, owner, context, tasks)
-            (graph.append if plan["chained"] else graph.add)(child)
 
 
 def walk(stages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

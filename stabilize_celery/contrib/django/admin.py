@@ -53,21 +53,22 @@ def _link(obj: Any, text: str | None = None) -> str:
     return str(format_html('<a href="{}">{}</a>', url, text or str(obj)))
 
 
+def _link_by_id(model: str, key: str | None) -> str:
+    """A link without its object: the workflow of a message may be gone."""
+    if key is None:
+        return ""
+    url = reverse(f"admin:stabilize_{model}_change", args=[key])
+    return str(format_html('<a href="{}">{}</a>', url, key))
+
+
 @admin.display(description="workflow", ordering="workflow_id")
 def _workflow_link(obj: Any) -> str:
-    """A link by id: the workflow of a message may be gone."""
-    if obj.workflow_id is None:
-        return ""
-    url = reverse("admin:stabilize_workflow_change", args=[obj.workflow_id])
-    return str(format_html('<a href="{}">{}</a>', url, obj.workflow_id))
+    return _link_by_id("workflow", obj.workflow_id)
 
 
 @admin.display(description="stage")
 def _stage_link(obj: Any) -> str:
-    if obj.stage_id is None:
-        return ""
-    url = reverse("admin:stabilize_stage_change", args=[obj.stage_id])
-    return str(format_html('<a href="{}">{}</a>', url, obj.stage_id))
+    return _link_by_id("stage", obj.stage_id)
 
 
 @admin.display(description="reason")

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 import psutil
@@ -17,10 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from stabilize_celery import StageExecution, Workflow
-from stabilize_celery.persistence.schema import create_tables
-from tests.contrib.flower.browser import Browser, browser_running
-from tests.contrib.flower.deployment import Shop, shop_running
-from tests.services import choose_postgres, choose_rabbit
+from tests.contrib.flower.browser import Browser
+from tests.contrib.flower.deployment import Shop
+from tests.contrib.flower.standalone import watched_shop
 
 #: Milliseconds from the navigation until the graph is drawn, and until the browser has painted it.
 _DRAWN = "return performance.getEntriesByName('wf-drawn')[0]?.startTime"
@@ -103,16 +99,7 @@ def main(stages: int, rounds: int) -> None:
         "slowest frame",
     ):
         table.add_column(column)
-    with ExitStack() as stack:
-        postgres, rabbit = choose_postgres(), choose_rabbit()
-        stack.callback(postgres.discard)
-        stack.callback(rabbit.discard)
-        postgres.start()
-        rabbit.start()
-        create_tables(postgres.create_database("template"))
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        shop = stack.enter_context(shop_running(postgres, "template", rabbit, folder))
-        browser = stack.enter_context(browser_running(folder / "chromium"))
+    with watched_shop() as (shop, browser):
         for build in (layers_workflow, fan_workflow, chain_workflow):
             run = shop.stabilize.start(build(stages))
             run.wait(600)

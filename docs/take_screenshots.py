@@ -6,15 +6,12 @@ python -m docs.take_screenshots
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from stabilize_celery import StageExecution, WorkflowRun
-from stabilize_celery.persistence.schema import create_tables
-from tests.contrib.flower.browser import Browser, browser_running
-from tests.contrib.flower.deployment import Shop, shop_running
-from tests.services import choose_postgres, choose_rabbit
+from tests.contrib.flower.browser import Browser
+from tests.contrib.flower.deployment import Shop
+from tests.contrib.flower.standalone import watched_shop
 
 IMAGES = Path(__file__).resolve().parent / "images"
 
@@ -58,16 +55,8 @@ def take(shop: Shop, browser: Browser) -> None:
 
 def main() -> None:
     """Start everything, take the pictures, stop everything."""
-    with ExitStack() as stack:
-        postgres, rabbit = choose_postgres(), choose_rabbit()
-        stack.callback(postgres.discard)
-        stack.callback(rabbit.discard)
-        postgres.start()
-        rabbit.start()
-        create_tables(postgres.create_database("template"))
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        shop = stack.enter_context(shop_running(postgres, "template", rabbit, folder))
-        take(shop, stack.enter_context(browser_running(folder / "chromium")))
+    with watched_shop() as (shop, browser):
+        take(shop, browser)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,28 +13,32 @@ from stabilize_celery.tasks.outcome import Outcome
 
 #: A shorter secret is part of too many words to be looked for in texts.
 _SHORTEST = 4
+#: Gives a text or an error back without secrets.
+Hide = Callable[[Any], Any]
 
 
-def discreet(outcome: Outcome, stage: StageExecution | None, keys: Iterable[str]) -> Outcome:
-    """The outcome with an error that tells no secret, neither by its key nor by its value."""
-    if not outcome.error and not outcome.reason:
-        return outcome
-    error, reason = hidden(outcome.error, stage, keys), hidden(outcome.reason, stage, keys)
-    result = outcome.result
-    if result is not None and outcome.error is not None and result.context.get("exception") is outcome.error:
-        told = {"exception": error, "error": hidden(str(result.context.get("error", "")), stage, keys)}
-        result = replace(result, context={**result.context, **told})
-    return replace(outcome, error=error, reason=reason, result=result)
-
-
-def hidden(said: Any, stage: StageExecution | None, keys: Iterable[str]) -> Any:
-    """A text or an error without the values that the stage sees under secret keys."""
-    known = list(keys)
+def hider(stage: StageExecution | None, keys: Iterable[str]) -> Hide:
+    """What hides the values that the stage sees under secret keys; they are looked for once, here."""
+    known = tuple(keys)
     seen = {} if stage is None else stage.context
     masker = Masker(leaf for secret in secrets_in(seen, known) for leaf in _leaves(secret))
-    if isinstance(said, str):
-        return redact_text(masker.text(said), known)
-    return redact(masker.value(said), known)
+
+    def hide(said: Any) -> Any:
+        if isinstance(said, str):
+            return redact_text(masker.text(said), known)
+        return redact(masker.value(said), known)
+
+    return hide
+
+
+def discreet(outcome: Outcome, hide: Hide) -> Outcome:
+    """The outcome with an error that tells no secret, neither by its key nor by its value."""
+    error, reason = hide(outcome.error), hide(outcome.reason)
+    result = outcome.result
+    if result is not None and outcome.error is not None and result.context.get("exception") is outcome.error:
+        told = {"exception": error, "error": hide(str(result.context.get("error", "")))}
+        result = replace(result, context={**result.context, **told})
+    return replace(outcome, error=error, reason=reason, result=result)
 
 
 def _leaves(value: Any) -> Iterable[str]:

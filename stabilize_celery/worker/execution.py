@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
-from stabilize_celery.worker.discretion import discreet, hidden
+from stabilize_celery.worker.discretion import Hide, discreet, hider
 from stabilize_celery.worker.handover import launched, own_retries, publish
 from stabilize_celery.worker.judge import failure, judge, running_time, stage_time_left, timed_out
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
@@ -122,6 +123,8 @@ class _Attempt:
         if isinstance(message, RunHook) and message.stage:
             self._stage = stage_of(message.stage, worker.store.head(message.workflow_id))
         self._problem = claimed.problem
+        #: Made when the task has raised: a body may have put secrets into its context until then.
+        self._hide: Hide | None = None
         self._number: int = claimed.row["attempts"]
 
     def perform(self) -> None:
@@ -129,10 +132,11 @@ class _Attempt:
         if outcome is None:
             outcome = self._call()
         if outcome is not None:
-            self._finish(outcome)
+            self._finish(outcome, self._hide)
 
-    def _finish(self, outcome: Outcome) -> bool:
-        outcome = discreet(outcome, self._stage, self._settings.redact_keys)
+    def _finish(self, outcome: Outcome, hide: Hide | None = None) -> bool:
+        if outcome.error or outcome.reason:
+            outcome = discreet(outcome, hide or hider(self._stage, self._settings.redact_keys))
         attempt = Attempt(
             outcome,
             self._number,
@@ -354,8 +358,10 @@ class _Attempt:
                 reason=f"{type(error).__name__}: {error}"[:500],
             )
             return self._checked(outcome, stage)
-        told = hidden(described["details"]["traceback"], stage, self._settings.redact_keys)
-        logger.info("task %s of stage %s failed\n%s", task.name, stage.ref_id, told)
+        if logger.isEnabledFor(logging.INFO):
+            self._hide = hider(stage, self._settings.redact_keys)
+            told = self._hide(described["details"]["traceback"])
+            logger.info("task %s of stage %s failed\n%s", task.name, stage.ref_id, told)
         return self._checked(failure(error, described, **update), stage)
 
     def _checked(self, outcome: Outcome, stage: StageExecution) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import socket
@@ -39,6 +40,21 @@ def temporary_folder(prefix: str, owner: str | None = None) -> Path:
     if owner is not None:
         shutil.chown(folder, owner)
     return folder
+
+
+def run_successfully(
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = 100,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; an exit status other than 0 is a failure that tells what the command wrote."""
+    done = subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+    return done
 
 
 def _zombie_or_gone(process: psutil.Process) -> bool:

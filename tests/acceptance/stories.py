@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from tests.acceptance.documents import blocks_of, execute
-from tests.processes import free_port
+from tests.processes import free_port, run_successfully
 from tests.worker import WorkerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,16 +157,7 @@ class Story:
         return process.start()
 
     def _finish(self, words: list[str]) -> str:
-        done = subprocess.run(
-            self._program(words),
-            cwd=self.folder,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-            check=False,
-        )
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+        done = run_successfully(self._program(words), cwd=self.folder, env=self.env, timeout=_TIMEOUT)
         if _ID.fullmatch(done.stdout.strip()):
             self._printed_id = done.stdout.strip()
         return done.stdout

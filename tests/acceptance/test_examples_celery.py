@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_successfully
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -26,11 +27,7 @@ def deployed(broker_url, empty_postgres_url, start_worker):
         }
 
         def run(*command):
-            done = subprocess.run(
-                command, cwd=EXAMPLES, env=env, capture_output=True, text=True, timeout=100, check=False
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout
+            return run_successfully(command, cwd=EXAMPLES, env=env).stdout
 
         run(sys.executable, "-m", "celery", "-A", name, "stabilize", "migrate")
         start_worker(f"{name}:app", env=env, concurrency=2)

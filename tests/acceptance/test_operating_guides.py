@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from stabilize_celery.delivery.doctor.configuration import RULES
 from stabilize_celery.files.schema import ConfigForm, StageForm, TaskForm, TriggerForm, WorkflowForm
 from stabilize_celery.observe import scope
 from tests.acceptance.documents import Block, blocks_of, execute
+from tests.processes import run_successfully
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ROOT / "docs" / "how-to"
@@ -48,17 +48,9 @@ def table_rows(page: str, heading: str) -> list[list[str]]:
 
 
 def run(command: str, cwd: Path, **env: str) -> str:
-    done = subprocess.run(
-        ["bash", "-ec", command],
-        cwd=cwd,
-        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), **env},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **env}
+    return run_successfully(["bash", "-ec", command], cwd=cwd, env=environment).stdout
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shlex
-import subprocess
 import sys
 import urllib.request
 import venv
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.stories import ROOT, Story
+from tests.processes import run_successfully
 
 PAGE = "quickstart.md"
 INSTALL_TIMEOUT = 300
@@ -27,7 +27,7 @@ class NewUser(Story):
     def installs(self, command: str) -> None:
         wheels = self.folder / "wheels"
         build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(wheels)]
-        subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=INSTALL_TIMEOUT)
+        run_successfully(build, cwd=ROOT, timeout=INSTALL_TIMEOUT)
         (wheel,) = wheels.glob("*.whl")
         # The release the page would bring is the one that is being tested.
         # By version and folder: older releases of pip cannot combine the address of a wheel with extras.
@@ -44,17 +44,13 @@ class NewUser(Story):
             str(self.programs / "python"),
             "--disable-pip-version-check",
         ]
-        done = subprocess.run(
+        run_successfully(
             # What is never imported need not be compiled.
             [*pip, *shlex.split(command)[1:], "--no-compile", *this_release],
             cwd=self.folder,
             env=self.env,
-            capture_output=True,
-            text=True,
             timeout=INSTALL_TIMEOUT,
-            check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
 
     def run(self, command: str) -> str:
         if command.endswith("stabilize list"):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -21,6 +20,7 @@ from stabilize_celery.cli import main as stabilize_celery_command
 from stabilize_celery.cli import stabilize as celery_command
 from stabilize_celery.settings import Settings
 from tests.acceptance.documents import blocks_of, execute
+from tests.processes import run_successfully
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -87,16 +87,7 @@ def test_the_celery_quickstart_runs_on_a_worker(shop, start_worker, empty_postgr
 def run(command: str, cwd: Path = ROOT) -> str:
     program, *arguments = shlex.split(command)
     found = BIN / program
-    done = subprocess.run(
-        [str(found) if found.exists() else program, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_successfully([str(found) if found.exists() else program, *arguments], cwd=cwd).stdout
 
 
 def commands(start: str) -> list[str]:

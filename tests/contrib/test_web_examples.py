@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import run_successfully
 from tests.worker import WorkerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,17 +32,7 @@ def play(empty_postgres_url: str, broker_url: str, start_worker: Callable[..., W
         }
 
         def run(*command: str) -> str:
-            done = subprocess.run(
-                [sys.executable, *command],
-                cwd=EXAMPLES,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=100,
-                check=False,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout
+            return run_successfully([sys.executable, *command], cwd=EXAMPLES, env=environment).stdout
 
         run("-m", "celery", "-A", name, "stabilize", "migrate")
         started = start_worker(name, env=environment, cwd=EXAMPLES, **worker)

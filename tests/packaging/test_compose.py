@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import yaml
 
 from tests import services
-from tests.processes import ChildProcess, free_port, temporary_folder, wait_ready
+from tests.processes import ChildProcess, free_port, run_successfully, temporary_folder, wait_ready
 from tests.services import LocalPostgres, LocalRabbit, PostgresService
 from tests.worker import WorkerProcess
 
@@ -45,10 +44,7 @@ def environment(broker_url: str, empty_postgres_url: str) -> dict[str, str]:
 
 @pytest.fixture
 def migrated(environment: dict[str, str]) -> dict[str, str]:
-    done = subprocess.run(
-        command_of("migrate"), env=environment, cwd=CONFIG, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_successfully(command_of("migrate"), env=environment, cwd=CONFIG)
     return environment
 
 
@@ -123,10 +119,7 @@ def test_a_worker_starts_with_its_command(name: str, migrated: dict[str, str], t
         check = (
             SERVICES[name]["healthcheck"]["test"][1].replace("$$", "$").replace("celery", " ".join(CELERY))
         )
-        done = subprocess.run(
-            ["sh", "-c", check], env=migrated, cwd=CONFIG, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_successfully(["sh", "-c", check], env=migrated, cwd=CONFIG)
 
 
 @pytest.fixture
@@ -157,10 +150,7 @@ def test_flower_answers_its_health_check(flower: str, migrated: dict[str, str]) 
         part.replace("http://127.0.0.1:5555", flower) for part in SERVICES["flower"]["healthcheck"]["test"]
     ]
     assert check[:2] == ["CMD", "python"]
-    done = subprocess.run(
-        [sys.executable, *check[2:]], env=migrated, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_successfully([sys.executable, *check[2:]], env=migrated)
 
 
 def test_a_run_started_from_the_deployment_uses_both_workers(
@@ -175,7 +165,5 @@ stage = StageExecution.single("hello", "python", context={"script": "RESULT = {'
 run = stabilize.start(Workflow.create(application="compose", name="hello", stages=[stage]))
 print(run.wait(60))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=migrated, cwd=CONFIG, capture_output=True, text=True, check=False
-    )
+    done = run_successfully([sys.executable, "-c", program], env=migrated, cwd=CONFIG)
     assert "SUCCEEDED" in done.stdout, done.stdout + done.stderr

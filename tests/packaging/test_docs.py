@@ -14,6 +14,7 @@ import pytest
 from stabilize_celery import Stabilize
 from stabilize_celery.cli import main
 from stabilize_celery.settings import PREFIX, Settings
+from tests.processes import run_successfully
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
@@ -24,8 +25,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
     command += ["-d", str(folder / "cache"), str(ROOT / "docs"), str(folder / "site")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_successfully(command, cwd=ROOT, timeout=None)
     return folder / "site"
 
 

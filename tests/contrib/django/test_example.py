@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
+from tests.processes import run_successfully
 from tests.worker import WorkerProcess
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,16 +37,7 @@ def environment(empty_postgres_url: str, broker_url: str) -> dict[str, str]:
 
 
 def run(environment: dict[str, str], *command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=PROJECT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_successfully([sys.executable, *command], cwd=PROJECT, env=environment)
     return done.stdout + done.stderr
 
 

@@ -21,6 +21,7 @@ from stabilize_celery.cli import main
 from stabilize_celery.delivery.doctor import Level, examine
 from stabilize_celery.messages import StartWorkflow
 from tests.integration.doctor.conftest import GOOD, errors, problems
+from tests.processes import run_successfully
 from tests.worker import ROOT
 
 Checkup = Callable[..., Any]
@@ -65,16 +66,8 @@ def test_a_good_deployment_has_no_errors(shop: dict[str, Any], start_worker: Any
     assert re.search(r"a relay runs in a@localhost, b@localhost", said)
     assert "queue stabilize.tasks: 0 messages, 1 consumers" in said
 
-    done = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "shop", "stabilize", "doctor", "--json", "--timeout", "5"],
-        cwd=shop["cwd"],
-        env=shop["env"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    doctor = [sys.executable, "-m", "celery", "-A", "shop", "stabilize", "doctor"]
+    done = run_successfully([*doctor, "--json", "--timeout", "5"], cwd=shop["cwd"], env=shop["env"])
     told = json.loads(done.stdout)
     assert told["healthy"] is True
     assert [one["what"] for one in told["findings"] if one["level"] != "ok"] == ["fsync is off"]

@@ -61,7 +61,10 @@ class LeaseStore(BaseStore):
             else:
                 row = row_of(connection, queries.read_stage_whole, {"stage_id": claimed["stage_id"]})
             if row is not None:
-                self._read_for_running(connection, found, row, claimed.get("seen_outputs"))
+                seen = claimed.get("seen_outputs") or {}
+                # One that was planned anew since then has none.
+                outputs = {stage_id: each for stage_id, each in seen.items() if each is not None}
+                self._read_for_running(connection, found, row, outputs)
             return found
 
     def _read_for_running(
@@ -69,7 +72,7 @@ class LeaseStore(BaseStore):
         connection: Connection,
         found: Claimed,
         row: dict[str, Any],
-        outputs: dict[str, dict[str, Any]] | None,
+        outputs: dict[str, dict[str, Any]],
     ) -> None:
         stage, workflow = _stage_and_workflow(row)
         found.stage = stage

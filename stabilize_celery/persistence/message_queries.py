@@ -5,6 +5,7 @@ The gate of a workflow and then the message are what a transaction locks first, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -40,6 +41,14 @@ _CLAIMED: list[Any] = [
 ]
 
 
+#: Rows are looked up by their keys, also while the tables are small or have just grown: a plan is kept for the session, and
+#: one that reads a table of a hundred rows from end to end still does so when there are a million.
+_BY_KEY = [
+    func.set_config(setting, "off", True).label(setting)
+    for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit")
+]
+
+
 def gate_key(workflow_id: Any) -> ColumnElement[int]:
     """The advisory lock of a workflow."""
     return func.hashtextextended(workflow_id, literal_column("0"), type_=BigInteger)
@@ -67,7 +76,11 @@ class Queries:
             messages.c.due_at <= bindparam("latest"),
             or_(messages.c.lease_owner.is_(None), messages.c.send_at <= bindparam("now")),
         )
-        return delete(messages).where(condition, *self._gate()).returning(*messages.c)
+        return delete(messages).where(condition, *self._gate()).returning(*messages.c, *self._settings())
+
+    def _settings(self) -> Sequence[ColumnElement[Any]]:
+        """What the first statement of a transaction sets for the others."""
+        return _BY_KEY if self.is_postgresql else []
 
     def _gate(self) -> list[ColumnElement[bool]]:
         if not self.is_postgresql:
@@ -89,7 +102,7 @@ class Queries:
                 messages.c.lease_owner.is_not(None),
                 *self._gate(),
             )
-            .returning(*messages.c)
+            .returning(*messages.c, *self._settings())
         )
 
     def _claim(self, handed_over: bool = False) -> ReturningUpdate[Any] | Select[Any]:
@@ -126,14 +139,17 @@ def _with_what_it_sees(claimed: CTE) -> Select[Any]:
     """A claimed message with its stage, its workflow, and the outputs of the stages that its stage's sources name."""
     producers = stages.alias("producers")
     entry = func.json_each(stages.c.sources).table_valued("key", "value", name="entry")
-    # An array, not a join: the planner cannot know how few there are.
-    named = func.array(select(entry.c.value.op("->>")(literal_column("0"))).distinct().scalar_subquery())
-    outputs = (
-        select(func.json_object_agg(producers.c.id, producers.c.outputs, type_=producers.c.outputs.type))
-        .where(producers.c.id == func.any(named))
+    named = (
+        select(entry.c.value.op("->>")(literal_column("0")).label("id"))
+        .distinct()
         .correlate(stages)
-        .scalar_subquery()
+        .subquery("named")
     )
+    # Each by itself, not a join: the planner cannot know how few there are.
+    output = select(producers.c.outputs).where(producers.c.id == named.c.id).scalar_subquery()
+    outputs = select(
+        func.json_object_agg(named.c.id, output, type_=producers.c.outputs.type)
+    ).scalar_subquery()
     return (
         select(
             *claimed.c,

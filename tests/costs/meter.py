@@ -30,6 +30,8 @@ class Costs:
     wal_bytes: int = 0
     #: Rows inserted, updated and deleted.
     rows: int = 0
+    #: Rows looked at, wherever they were found.
+    read: int = 0
     published: int = 0
     published_bytes: int = 0
 
@@ -42,7 +44,7 @@ class Costs:
         """What one more costs, between a run of ``few`` (``other``) and this one of ``many``."""
         return {
             name: (getattr(self, name) - getattr(other, name)) / (many - few)
-            for name in ("total", "transactions", "wal_bytes", "rows", "published", "published_bytes")
+            for name in ("total", "transactions", "wal_bytes", "rows", "read", "published", "published_bytes")
         }
 
 
@@ -82,11 +84,11 @@ class Meter:
             yield costs
         finally:
             self._costs = None
-        transactions, log, rows = (now - then for now, then in zip(self._read(), before, strict=True))
+        transactions, log, rows, read = (now - then for now, then in zip(self._read(), before, strict=True))
         # Reading the counters takes a transaction number as well.
-        costs.transactions, costs.wal_bytes, costs.rows = transactions - 1, log, rows
+        costs.transactions, costs.wal_bytes, costs.rows, costs.read = transactions - 1, log, rows, read
 
-    def _read(self) -> tuple[int, int, int]:
+    def _read(self) -> tuple[int, ...]:
         with self._engine.store.database.engine.connect() as connection:
             # Counters of this session's own changes are sent when it is told to.
             connection.execute(text("SELECT pg_stat_force_next_flush()"))
@@ -96,10 +98,11 @@ class Meter:
                 text(
                     "SELECT pg_current_xact_id()::text::bigint, "
                     "pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint, "
-                    "(SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint FROM pg_stat_user_tables "
-                    "WHERE starts_with(relname, :prefix))"
+                    "coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint, "
+                    "coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::bigint "
+                    "FROM pg_stat_user_tables WHERE starts_with(relname, :prefix)"
                 ),
                 {"prefix": PREFIX},
             ).one()
             connection.commit()
-        return int(row[0]), int(row[1]), int(row[2])
+        return tuple(map(int, row))

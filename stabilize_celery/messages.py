@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 from stabilize_celery.errors import InvalidMessageError, UnknownMessageError
 from stabilize_celery.models.stage import Phase
@@ -316,7 +316,6 @@ def _concrete(base: type[Message]) -> list[type[Message]]:
 
 #: message type name -> class, for every message there is.
 MESSAGE_TYPES: dict[str, type[Message]] = {cls.__name__: cls for cls in _concrete(Message)}
-_HINTS: dict[type[Message], dict[str, Any]] = {cls: get_type_hints(cls) for cls in MESSAGE_TYPES.values()}
 #: Columns of their own in the messages table; everything else is payload.
 ENVELOPE_FIELDS = ("workflow_id", "stage_id", "task_id", "generation")
 _PAYLOAD_FIELDS: dict[type[Message], tuple[str, ...]] = {
@@ -352,32 +351,29 @@ def decode(type_name: Any, envelope: dict[str, Any], payload: Any, version: Any 
         raise InvalidMessageError(
             f"message {type_name}: its payload is {type(payload).__name__}, not an object"
         )
-    own = {f.name for f in fields(cls)}
-    values = {key: value for key, value in envelope.items() if key in own and value is not None}
+    kinds = _FIELDS[cls]
+    values = {key: value for key, value in envelope.items() if key in kinds and value is not None}
     unexpected = set(payload) - set(_PAYLOAD_FIELDS[cls])
     if unexpected:
         raise InvalidMessageError(f"message {type_name} has unexpected fields {sorted(map(str, unexpected))}")
     values.update(payload)
-    hints = _HINTS[cls]
-    values = {key: _value(type_name, key, hints[key], value) for key, value in values.items()}
+    values = {key: _value(type_name, key, kinds[key], value) for key, value in values.items()}
     try:
         return cls(**values)
     except TypeError as error:
         raise InvalidMessageError(f"message {type_name} is incomplete: {error}") from error
 
 
-def _value(type_name: str, key: str, hint: Any, value: Any) -> Any:
-    text = str(hint)
-    if value is None and "None" in text:
+def _value(type_name: str, key: str, kind: _Kind, value: Any) -> Any:
+    if value is None and kind.optional:
         return None
-    for enum in (WorkflowStatus, Phase):
-        if enum.__name__ in text:
-            if isinstance(value, enum):
-                return value
-            if isinstance(value, str) and value in enum.__members__:
-                return enum[value]
-            raise InvalidMessageError(f"message {type_name}: {key} cannot be {value!r}")
-    expected: type = _JSON_TYPES.get(_kind(text), str)
+    if kind.enum is not None:
+        if isinstance(value, kind.enum):
+            return value
+        if isinstance(value, str) and value in kind.enum.__members__:
+            return kind.enum[value]
+        raise InvalidMessageError(f"message {type_name}: {key} cannot be {value!r}")
+    expected = kind.json
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise InvalidMessageError(
             f"message {type_name}: {key} must be {expected.__name__}, not {type(value).__name__}"
@@ -385,8 +381,29 @@ def _value(type_name: str, key: str, hint: Any, value: Any) -> Any:
     return value
 
 
+class _Kind(NamedTuple):
+    """What a field of a message may hold."""
+
+    optional: bool
+    enum: type[Enum] | None
+    json: type
+
+
 _JSON_TYPES: dict[str, type] = {"list": list, "dict": dict, "bool": bool, "int": int}
 
 
-def _kind(hint: str) -> str:
-    return next((kind for kind in _JSON_TYPES if kind in hint), "str")
+def _kind(hint: Any) -> _Kind:
+    text = str(hint)
+    enum = next((each for each in (WorkflowStatus, Phase) if each.__name__ in text), None)
+    return _Kind("None" in text, enum, next((_JSON_TYPES[kind] for kind in _JSON_TYPES if kind in text), str))
+
+
+#: The fields of every message type.
+_FIELDS: dict[type[Message], dict[str, _Kind]] = {
+    cls: {
+        name: _kind(hint)
+        for name, hint in get_type_hints(cls).items()
+        if name in {f.name for f in fields(cls)}
+    }
+    for cls in MESSAGE_TYPES.values()
+}

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence import queries
-from stabilize_celery.persistence.statements import Rows
+from stabilize_celery.persistence.prepared import Rows
 from stabilize_celery.persistence.tables import edges, stages
 
 #: One that does not wait any more never waits again while the workflow is not rewired, so a look without a lock

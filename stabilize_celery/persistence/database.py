@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
@@ -17,8 +18,9 @@ from sqlalchemy.pool import StaticPool
 
 from stabilize_celery.clock import Clock
 from stabilize_celery.errors import ConfigurationError, SchemaVersionError, StoreError
-from stabilize_celery.persistence.statements import reraise
+from stabilize_celery.persistence.statements import alone
 from stabilize_celery.persistence.types import dumps
+from stabilize_celery.persistence.wire import attach
 from stabilize_celery.redaction import redact_text
 
 _RETRYABLE_SQLSTATES = {"40001", "40P01", "55P03"}
@@ -33,7 +35,7 @@ class Database:
     Args:
         url: ``postgresql+psycopg://...``, or ``sqlite:///file.db``, or ``sqlite://`` for one in memory.
         pool_size: connections kept open per process.
-        prepare_statements: let psycopg prepare statements on the server; switch off behind PgBouncer before 1.21.
+        prepare_statements: prepare statements on the server; switch off behind PgBouncer before 1.21.
         listen_url: where to LISTEN if that is impossible at ``url``, a pooler in transaction mode.
     """
 
@@ -67,7 +69,7 @@ class Database:
     def _in_memory(self) -> bool:
         return not self.is_postgresql and self.url.database in (None, "", ":memory:")
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The URL without its password, for messages."""
         return redact_text(self.url.render_as_string(hide_password=True))
@@ -76,9 +78,12 @@ class Database:
         # Parameters are what users store, and an error that shows them ends up in logs.
         options: dict[str, Any] = {"json_serializer": dumps, "hide_parameters": True}
         if self.is_postgresql:
-            connect_args: dict[str, Any] = {"connect_timeout": 10, "application_name": "stabilize"}
-            if not prepare_statements:
-                connect_args["prepare_threshold"] = None
+            connect_args: dict[str, Any] = {
+                "connect_timeout": 10,
+                "application_name": "stabilize",
+                # psycopg forgets all prepared statements of a session when it rolls back, also those of the wire.
+                "prepare_threshold": None,
+            }
             options |= {"pool_size": pool_size, "max_overflow": 20, "connect_args": connect_args}
         else:
             options["connect_args"] = {"check_same_thread": False, "timeout": 30}
@@ -90,7 +95,12 @@ class Database:
             raise ConfigurationError(
                 f"there is no driver for {self.name}: {error}; write postgresql+psycopg://..."
             ) from error
-        if not self.is_postgresql:
+        if self.is_postgresql:
+
+            @event.listens_for(engine, "connect")
+            def connected(connection: Any, record: Any) -> None:
+                attach(record.info, connection, prepares=prepare_statements)
+        else:
             event.listen(engine, "connect", _configure_sqlite)
             event.listen(engine, "begin", _begin_immediate)
         return engine
@@ -116,26 +126,17 @@ class Database:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
-    def batch(self, connection: Connection, *, commit: bool = False) -> Iterator[None]:
-        """Send the statements of the block, whose results nobody looks at, in one round trip.
+    def alone(self) -> Iterator[Connection]:
+        """Like :meth:`autocommit`, for what ``statements.py`` runs: it need not tell psycopg, which takes its time.
 
-        Args:
-            connection: in a transaction.
-            commit: let the commit travel with them.
+        What is run by other means has a transaction, which is rolled back.
         """
         if not self.is_postgresql:
-            yield
+            with self.begin() as connection:
+                yield connection
             return
-        driver: Any = connection.connection.driver_connection
-        try:
-            with driver.pipeline():
-                yield
-                if commit:
-                    # SQLAlchemy's own commit finds nothing left to do.
-                    driver.commit()
-        except Exception as error:
-            # Within a pipeline the answer to one statement may be seen only while another is sent.
-            reraise(connection, error)
+        with self._reachable(), self.engine.connect() as connection, alone(connection):
+            yield connection
 
     @contextmanager
     def _exclusive_use(self) -> Iterator[None]:

@@ -51,7 +51,7 @@ class LeaseStore(BaseStore):
             "latest": self.clock.latest(),
             "lease_end": now + timedelta(seconds=lease),
         }
-        with self.database.autocommit() as connection:
+        with self.database.alone() as connection:
             claimed = row_of(connection, statement, parameters)
             if claimed is None:
                 return None
@@ -101,7 +101,7 @@ class LeaseStore(BaseStore):
         """
         held: dict[str, str | None] = {}
         end = self.now() + timedelta(seconds=lease)
-        with self.database.autocommit() as connection:
+        with self.database.alone() as connection:
             for message_id, token in leases.items():
                 row = row_of(
                     connection,

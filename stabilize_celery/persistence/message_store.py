@@ -16,7 +16,7 @@ from stabilize_celery.persistence.base import BaseStore
 from stabilize_celery.persistence.bell import Bell
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.persistence.read_ahead import ahead_of
-from stabilize_celery.persistence.statements import answer_of, insert_rows, row_of, rows_of, write
+from stabilize_celery.persistence.statements import answer_of, batch, insert_rows, row_of, rows_of, write
 from stabilize_celery.persistence.tables import dead_letters, messages
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.tasks.outcome import Attempt
@@ -72,10 +72,10 @@ class MessageStore(BaseStore):
         else:
             statement, parameters = self.queries.settle, {"message_id": message_id, "token": token}
         with self.database.begin() as connection:
-            with self.database.batch(connection):
+            with batch(connection):
                 asked = [(statement, parameters), *ahead_of(attempt)]
                 answers = [answer_of(connection, *each) for each in asked]
-                taken, *ahead = [answer.rows() for answer in answers]
+            taken, *ahead = [answer.rows() for answer in answers]
             if not taken:
                 yield None
                 return
@@ -96,7 +96,7 @@ class MessageStore(BaseStore):
             reach("message.taken")
             yield unit
             reach("message.handled")
-            with self.database.batch(connection, commit=True):
+            with batch(connection, commit=True):
                 unit.flush()
 
     @contextmanager

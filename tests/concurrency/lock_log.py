@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
 from stabilize_celery import Stabilize
-from stabilize_celery.persistence.database import Database
+from stabilize_celery.persistence.wire import Wire
 
 #: The tables in the order in which their rows are locked; before all of them comes the gate of the workflow.
 TABLES = ("messages", "slots", "stages", "workflows")
@@ -132,7 +132,7 @@ def lock_log(engine: Stabilize, url: str) -> Iterator[LockLog]:
     }
     with pytest.MonkeyPatch.context() as patched:
         # One statement after the other, so that each can be looked at.
-        patched.setattr(Database, "batch", _one_by_one)
+        patched.setattr(Wire, "batch", _one_by_one)
         for name, listener in listeners.items():
             event.listen(sql, name, listener)
         try:
@@ -144,5 +144,5 @@ def lock_log(engine: Stabilize, url: str) -> Iterator[LockLog]:
 
 
 @contextmanager
-def _one_by_one(_database: Database, _connection: Any, *, commit: bool = False) -> Iterator[None]:
+def _one_by_one(_wire: Wire, *, commit: bool = False) -> Iterator[None]:
     yield

@@ -100,7 +100,7 @@ def test_an_engine_that_is_broken_is_found_by_a_users_test(pytester):
 @pytest.fixture(autouse=True)
 def broken(monkeypatch):
     from sqlalchemy import bindparam, delete
-    from stabilize_celery.persistence.queries import Queries
+    from stabilize_celery.persistence.message_queries import Queries
     from stabilize_celery.persistence.tables import messages
     anybody = delete(messages).where(messages.c.id == bindparam("message_id")).returning(*messages.c)
     monkeypatch.setattr(Queries, "_settle", lambda self: anybody)

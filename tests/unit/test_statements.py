@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from stabilize_celery.errors import SchemaVersionError, StoreError
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.persistence.statements import answer_of, insert_rows, row_of, rows_of, write
+from stabilize_celery.persistence.statements import answer_of, batch, insert_rows, row_of, rows_of, write
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import history, messages, slots, workflows
 
@@ -121,7 +121,7 @@ def test_errors_in_a_batch_are_those_of_sqlalchemy(store, commit):
     row = {"pipeline_config_id": "one", "max_concurrent": 1, "keep_waiting": True, "set_by": None}
 
     def twice():
-        with store.database.begin() as connection, store.database.batch(connection, commit=commit):
+        with store.database.begin() as connection, batch(connection, commit=commit):
             insert_rows(connection, slots, [row])
             insert_rows(connection, slots, [row])
 
@@ -138,7 +138,7 @@ def test_answers_of_a_batch_come_in_order(store):
     ]
     with store.database.begin() as connection:
         insert_rows(connection, slots, rows)
-        with store.database.batch(connection):
+        with batch(connection):
             first = answer_of(connection, read_slot, {"config": "one"})
             write(connection, forget, [{"config": "two"}])
             second = answer_of(connection, read_slot, {"config": "two"})

@@ -12,7 +12,8 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import nested, queries, rows
-from stabilize_celery.persistence.statements import Rows, row_of, rows_of
+from stabilize_celery.persistence.prepared import Rows
+from stabilize_celery.persistence.statements import row_of, rows_of
 from stabilize_celery.persistence.unit.writes import Writes
 from stabilize_celery.persistence.views import read_inherited
 

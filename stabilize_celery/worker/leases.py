@@ -18,7 +18,7 @@ from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.tasks.run import TaskRun
 
 logger = discreet_logger(__name__)
-#: How long the thread sleeps when this process runs no task.
+#: How long the thread sleeps when this process has run no task since it last looked.
 _IDLE = 60.0
 
 
@@ -72,12 +72,14 @@ class LeaseKeeper:
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._wakes_at = 0.0
+        self._kept = 0
 
     @contextmanager
     def keep(self, lease: Lease) -> Iterator[Lease]:
         """Keep a lease alive while the block runs."""
         with self._condition:
             self._leases[lease.message_id] = lease
+            self._kept += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="stabilize-leases", daemon=True)
                 self._thread.start()
@@ -92,9 +94,12 @@ class LeaseKeeper:
 
     def _work(self) -> None:
         next_beat = time.monotonic() + self._heartbeat
+        kept = -1
         while True:
             with self._condition:
-                idle = not self._leases
+                # Between short tasks it sleeps on: to be woken by each costs more than they do.
+                idle = not self._leases and self._kept == kept
+                kept = self._kept
                 moments = [time.monotonic() + _IDLE if idle else next_beat]
                 moments += [x.deadline for x in self._leases.values() if not x.expired]
                 moments += [x.kill_at for x in self._leases.values() if x.kill_at is not None]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.crash_points import reach
+from stabilize_celery.errors import WorkflowStateError
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence.database import missing_tables_explained
+from stabilize_celery.persistence import tables
+from stabilize_celery.persistence.database import is_duplicate, missing_tables_explained
 from stabilize_celery.persistence.joining import Executor, Joined
 from stabilize_celery.persistence.outbox import Outgoing, outgoing
+from stabilize_celery.persistence.statements import add_rows, batch
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import messages
 
@@ -34,18 +39,43 @@ def insert_started(
 
     Returns:
         The ids of the runs, in order, and the message rows that were written.
+
+    Raises:
+        WorkflowStateError: an id is taken: the object was started before.
     """
     if transaction is None:
-        with store.database.begin() as own:
+        with taken_ids_explained(workflows), store.database.begin() as own, batch(own, commit=True):
             written_alone = _insert(store, own, workflows, rows)
             reach("start.written")
-            return written_alone
-    with transaction.writing() as theirs, missing_tables_explained(store.database.name):
+        return written_alone
+    with (
+        transaction.writing() as theirs,
+        missing_tables_explained(store.database.name),
+        taken_ids_explained(workflows),
+    ):
         ids, written = _insert(store, theirs, workflows, rows)
     if written:
         ready = [outgoing(row) for row in written]
         transaction.after_commit(lambda: publish(ready))
     return ids, written
+
+
+@contextmanager
+def taken_ids_explained(workflows: Sequence[Workflow]) -> Iterator[None]:
+    """Say what to do about a workflow that is in the database already.
+
+    Raises:
+        WorkflowStateError: one is.
+    """
+    try:
+        yield
+    except IntegrityError as error:
+        if not is_duplicate(error) or tables.workflows.name not in str(error.orig):
+            raise
+        ids = ", ".join(w.id for w in workflows[:3])
+        raise WorkflowStateError(
+            f"workflow {ids} is in the database already; make a new Workflow for each start"
+        ) from error
 
 
 def _insert(
@@ -69,7 +99,7 @@ def _insert(
             new.append(workflow)
     if new:
         store.insert_workflows(connection, new)
-        connection.execute(insert(messages), [rows[workflow.id] for workflow in new])
+        add_rows(connection, messages, [rows[workflow.id] for workflow in new])
     return ids, [rows[workflow.id] for workflow in new]
 
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import psycopg
-from sqlalchemy import Connection, Executable, Table
+from sqlalchemy import Connection, Executable, Table, insert
 from sqlalchemy.exc import DBAPIError
 
 from stabilize_celery.persistence.prepared import Parameters, Prepared, Rows, prepare, prepare_insert
-from stabilize_celery.persistence.wire import wire_of
+from stabilize_celery.persistence.wire import is_ours, wire_of
 
 #: Rows are inserted so many at a time: a statement for each number of rows would fill the memory of the session.
 _TOGETHER = (50, 8, 7, 6, 5, 4, 3, 2, 1)
@@ -86,6 +86,14 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[Parameters]
             if together > 1:
                 some = [{f"{k}_{i}": v for i, row in enumerate(some) for k, v in row.items()}]
             _write(connection, prepared, some)
+
+
+def add_rows(connection: Any, table: Table, rows: Sequence[Parameters]) -> None:
+    """Insert rows through a connection of ours, or through whatever a caller brought along that executes statements."""
+    if isinstance(connection, Connection) and is_ours(connection.connection):
+        insert_rows(connection, table, rows)
+    elif rows:
+        connection.execute(insert(table), rows)
 
 
 @contextmanager

@@ -6,20 +6,19 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import delete, select
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
-from stabilize_celery.errors import WorkflowNotFoundError, WorkflowStateError
+from stabilize_celery.errors import WorkflowNotFoundError
 from stabilize_celery.jsonable import is_storable
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
-from stabilize_celery.persistence.database import is_duplicate
 from stabilize_celery.persistence.handover_store import HandOverStore
 from stabilize_celery.persistence.joining import Executor
 from stabilize_celery.persistence.message_store import MessageStore
+from stabilize_celery.persistence.statements import add_rows, batch
 from stabilize_celery.persistence.tables import (
     edges,
     history,
@@ -48,30 +47,16 @@ class WorkflowStore(MessageStore, HandOverStore):
         with self.database.begin() as connection:
             known = connection.execute(select(workflows.c.id).where(workflows.c.id == workflow.id)).first()
             if known is None:
-                self.insert_workflows(connection, [workflow])
+                with batch(connection):
+                    self.insert_workflows(connection, [workflow])
 
     def insert_workflows(self, connection: Executor, many: Sequence[Workflow]) -> None:
-        """Insert new workflows with their stages and edges.
-
-        Raises:
-            WorkflowStateError: an id is taken: the object was started before.
-        """
+        """Insert new workflows with their stages and edges."""
         now = self.now()
-        try:
-            connection.execute(insert(workflows), [rows.workflow_row(w, now) for w in many])
-        except IntegrityError as error:
-            if not is_duplicate(error):
-                raise
-            ids = ", ".join(w.id for w in many[:3])
-            raise WorkflowStateError(
-                f"workflow {ids} is in the database already; make a new Workflow for each start"
-            ) from error
-        connection.execute(
-            insert(stages), [rows.stage_row(stage, w.id, i) for w in many for i, stage in enumerate(w.stages)]
-        )
-        graph = [edge for workflow in many for edge in _edges(workflow)]
-        if graph:
-            connection.execute(insert(edges), graph)
+        add_rows(connection, workflows, [rows.workflow_row(w, now) for w in many])
+        new_stages = [rows.stage_row(stage, w.id, i) for w in many for i, stage in enumerate(w.stages)]
+        add_rows(connection, stages, new_stages)
+        add_rows(connection, edges, [edge for workflow in many for edge in _edges(workflow)])
 
     def find_dedup(self, connection: Executor, application: str, key: str) -> str | None:
         """The id of the execution that was started with this key."""

@@ -50,6 +50,12 @@ class EnumName(TypeDecorator[Any]):
 Json = JSON(none_as_null=True)
 
 
+#: What most columns hold.
+_EMPTY = {dict: "{}", list: "[]"}
+
+
 def dumps(value: Any) -> str:
     """JSON as it is stored: ASCII only, so that no character can offend a database; no NaN."""
+    if not value and type(value) in _EMPTY:
+        return _EMPTY[type(value)]
     return json.dumps(value, allow_nan=False, separators=(",", ":"))

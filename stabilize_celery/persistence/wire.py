@@ -227,6 +227,11 @@ def wire_of(pooled: Any) -> Wire:
     return wire
 
 
+def is_ours(pooled: Any) -> bool:
+    """Whether a connection comes from a pool of ours."""
+    return _KEY in pooled.info
+
+
 def attach(info: dict[str, Any], connection: psycopg.Connection[Any], *, prepares: bool) -> None:
     """Give a new connection of a pool of ours its wire."""
     set_json_loads(_loads, connection)

@@ -51,7 +51,7 @@ Json = JSON(none_as_null=True)
 
 
 #: What most columns hold.
-_EMPTY = {dict: "{}", list: "[]"}
+_EMPTY: dict[type[Any], str] = {dict: "{}", list: "[]"}
 
 
 def dumps(value: Any) -> str:

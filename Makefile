@@ -68,12 +68,16 @@ $(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
 
 bench: $(VENV)/.installed-bench
 	@config/install-services.sh
-	@$(BIN)/python -m benchmarks $(BENCH)
+	@$(BIN)/python -m benchmarks --who ours,threads,no-inline,bare,canvas,canvas-redis,dbos --sizes 100,1000 $(BENCH)
+	@$(BIN)/python -m benchmarks --who ours,no-inline,reference --shapes chain,fan --sizes 30 --name reference
+	@$(BIN)/python -m benchmarks --who ours --sizes 100,3000,10000 --longest 600 --name large
 	@$(BIN)/python -m benchmarks.latency
 	@$(BIN)/python -m benchmarks.waiting
 	@$(BIN)/python -m benchmarks.past
 	@$(BIN)/python -m benchmarks.saturation
 	@$(BIN)/python -m benchmarks.memory
+	@$(BIN)/python -m benchmarks.profile
+	@$(BIN)/python -m benchmarks.targets
 
 bench-quick: $(VENV)/.installed-test
 	@config/install-services.sh

@@ -7,9 +7,8 @@ from typing import Any
 
 from celery import Celery
 from kombu.connection import Connection
-from kombu.serialization import dumps
 
-from stabilize_celery.delivery.publisher import task_message
+from stabilize_celery.delivery.publisher import encoded
 from stabilize_celery.errors import QueueError
 from stabilize_celery.persistence.outbox import Outgoing
 
@@ -49,7 +48,7 @@ class ConfirmWindow:
             self._pending[self._sequence] = message.id
             self._publish(
                 self._channel,
-                self._encode(message),
+                encoded(self._app, self._channel, message),
                 exchange="",
                 routing_key=message.queue,
                 mandatory=True,
@@ -69,19 +68,6 @@ class ConfirmWindow:
         """
         answer = self._channel.queue_declare(queue, passive=True)
         return int(answer.message_count)
-
-    def _encode(self, message: Outgoing) -> Any:
-        built = task_message(self._app, message)
-        content_type, encoding, body = dumps(built.body, "json")
-        properties = {k: v for k, v in built.properties.items() if v is not None}
-        return self._channel.prepare_message(
-            body,
-            priority=None,
-            content_type=content_type,
-            content_encoding=encoding,
-            headers=built.headers,
-            properties={**properties, "delivery_mode": 2},
-        )
 
     def _settle(self, tag: int, multiple: bool) -> list[str]:
         tags = [t for t in self._pending if t <= tag] if multiple else [tag]

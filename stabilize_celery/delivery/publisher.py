@@ -17,7 +17,7 @@ from typing import Any
 
 from celery import Celery
 from kombu.connection import Connection
-from kombu.messaging import Producer
+from kombu.serialization import dumps
 
 from stabilize_celery.persistence.outbox import Outgoing
 
@@ -40,6 +40,21 @@ def task_message(app: Celery, message: Outgoing) -> Any:
     )
 
 
+def encoded(app: Celery, channel: Any, message: Outgoing) -> Any:
+    """The same as the channel's transport takes it: kombu's producer does more than is wanted, for each message."""
+    built = task_message(app, message)
+    content_type, encoding, body = dumps(built.body, "json")
+    properties = {name: value for name, value in built.properties.items() if value is not None}
+    return channel.prepare_message(
+        body,
+        priority=None,
+        content_type=content_type,
+        content_encoding=encoding,
+        headers=built.headers,
+        properties={**properties, "delivery_mode": 2},
+    )
+
+
 class CeleryPublisher:
     """Publishes from this process over one connection of its own, made at first use and remade after any failure.
 
@@ -58,16 +73,16 @@ class CeleryPublisher:
         # A forked child must neither use nor close its parent's socket.
         self._lock = threading.Lock()
         self._connection: Connection | None = None
-        self._producer: Producer | None = None
+        self._channel: Any = None
         self._declared: set[str] = set()
 
     def publish(self, outgoing: list[Outgoing]) -> None:
         """Send; a failure is logged and left to the relay."""
         with self._lock:
             try:
-                producer = self._ready()
+                channel = self._ready()
                 for message in outgoing:
-                    self._publish_one(producer, message)
+                    self._publish_one(channel, message)
             except Exception as error:
                 # Whatever went wrong, the state of the channel is unknown now.
                 self._drop()
@@ -86,33 +101,23 @@ class CeleryPublisher:
         with self._lock:
             self._drop()
 
-    def _publish_one(self, producer: Producer, message: Outgoing) -> None:
+    def _publish_one(self, channel: Any, message: Outgoing) -> None:
         if message.queue not in self._declared:
             # Without its queue a message is silently thrown away.
-            self._app.amqp.queues[message.queue](producer.channel).declare()
+            self._app.amqp.queues[message.queue](channel).declare()
             self._declared.add(message.queue)
-        built = task_message(self._app, message)
-        producer.publish(
-            built.body,
-            exchange="",
-            routing_key=message.queue,
-            headers=built.headers,
-            serializer="json",
-            delivery_mode=2,
-            retry=False,
-            mandatory=True,
-            **built.properties,
-        )
+        ready = encoded(self._app, channel, message)
+        channel.basic_publish(ready, exchange="", routing_key=message.queue, mandatory=True)
 
-    def _ready(self) -> Producer:
-        if self._producer is not None and self._has_news():
+    def _ready(self) -> Any:
+        if self._channel is not None and self._has_news():
             self._drop()
-        if self._producer is None:
+        if self._channel is None:
             connection = self._app.connection_for_write(heartbeat=0)
             connection.ensure_connection(max_retries=1, interval_start=0.05)
             self._connection = connection
-            self._producer = Producer(connection.default_channel, auto_declare=False)
-        return self._producer
+            self._channel = connection.default_channel
+        return self._channel
 
     def _has_news(self) -> bool:
         """Whether the broker closed the connection, or returned a message, while nobody looked.
@@ -129,7 +134,7 @@ class CeleryPublisher:
         return True
 
     def _drop(self) -> None:
-        connection, self._connection, self._producer = self._connection, None, None
+        connection, self._connection, self._channel = self._connection, None, None
         self._declared = set()
         if connection is not None:
             with suppress(Exception):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import targets
 from benchmarks.contenders.base import Contender
 from benchmarks.plot import bars
+from benchmarks.profile import rooms
 from benchmarks.results import peers_plot, peers_table
 from benchmarks.samples import Samples, measure, processor_seconds
 from benchmarks.shapes import CHAIN, MANY, SHAPES, requires
@@ -102,3 +105,53 @@ def test_the_drawing_is_svg_with_a_bar_for_each_figure():
 
 def test_nothing_measured_is_no_drawing():
     assert bars("nothing", {}, []) == ""
+
+
+def test_samples_of_a_profile_are_sorted_by_what_they_are_about():
+    work = "workloop (billiard/pool.py:351);trace_task (celery/app/trace.py:1)"
+    ours = "stabilize_celery"
+    found = rooms(
+        [
+            f"{work};send ({ours}/persistence/wire.py:1);_results ({ours}/persistence/wire.py:9) 3",
+            f"{work};run ({ours}/worker/execution.py:1);send ({ours}/persistence/wire.py:1) 2",
+            f"{work};handle ({ours}/handlers/start_stage.py:1);loads (json/__init__.py:1) 4",
+            "workloop (billiard/pool.py:351);_recv (billiard/connection.py:1) 50",
+            "_bootstrap (threading.py:1);_work (stabilize_celery/worker/leases.py:1) 70",
+        ]
+    )
+    assert found == {
+        "waiting for PostgreSQL": 3,
+        "statements: sending, converting values": 2,
+        "handlers and rules": 4,
+        "waiting for the next message": 50,
+    }
+
+
+def a_page(folder, name, *samples):
+    told = [
+        {"shape": shape, "stages": stages, "contender": who, "ms_per_stage": values}
+        for shape, stages, who, values in samples
+    ]
+    (folder / f"{name}.json").write_text(json.dumps({"samples": told}))
+
+
+def test_targets_are_compared_with_medians_of_the_largest_size(tmp_path):
+    a_page(
+        tmp_path,
+        "peers",
+        ("chain", 100, targets.OURS, [1.0]),
+        ("chain", 1000, targets.OURS, [2.0, 4.0, 90.0]),
+        ("chain", 1000, targets.CANVAS, [20.0, 16.0, 1.0]),
+        ("chain", 100, targets.CANVAS, [1.0]),
+        ("chain", 1000, targets.BARE, [2.5, 2.0, 2.2]),
+    )
+    found, missing = targets.findings(targets.Results(tmp_path))
+    by_target = {each.target: each for each in found}
+    assert by_target["T1"].measured == 4.0
+    assert by_target["T1"].met
+    assert not by_target["T3"].met
+    assert by_target["T3"].verdict == "missed: 1.2 times as much"
+    assert {"reference", "large", "past", "latency"} <= {what.split(":")[0] for what in missing}
+    page = "\n".join(targets.table(found, missing))
+    assert "| T1 | chain, 1,000 stages: times as fast as canvas | at least 4 | 4.00 | met |" in page
+    assert "not measured: latency" in page

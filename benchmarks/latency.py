@@ -6,6 +6,7 @@ do).  The bodies note how long ago they were asked for.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -22,8 +23,6 @@ from benchmarks.results import RESULTS, heading, load, surroundings, write
 from benchmarks.servers import Servers, servers_running
 from benchmarks.shapes import Shape
 from stabilize_celery import StageExecution, Workflow
-
-ONES = Shape("ones", "workflows of one stage", each=1)
 
 
 class Delay(Contender):
@@ -45,16 +44,26 @@ class Delay(Contender):
 
 
 def latencies(ask: Callable[[], Any], record: Path, rate: float, count: int) -> list[float]:
-    """Ask ``count`` times at random moments, ``rate`` a second on average; milliseconds until each body ran."""
+    """Ask ``count`` times at random moments, ``rate`` a second on average; milliseconds until each body ran.
+
+    With an infinite rate there is no pause.
+    """
     record.unlink(missing_ok=True)
-    chance = random.Random(rate)
+    chance = random.Random(count)
     due = time.monotonic()
     for _ in range(count):
-        due += chance.expovariate(rate)
+        due += 0.0 if rate == math.inf else chance.expovariate(rate)
         time.sleep(max(0.0, due - time.monotonic()))
         ask()
     wait_for(lambda: record.exists() and len(record.read_text().splitlines()) >= count)
     return [float(line) * 1000 for line in record.read_text().splitlines()]
+
+
+def throughput(ask: Callable[[], Any], record: Path, count: int) -> float:
+    """How many a second are taken if they are asked for one after the other, without a pause."""
+    begun = time.monotonic()
+    latencies(ask, record, math.inf, count)
+    return count / (time.monotonic() - begun)
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -75,8 +84,6 @@ def main(count: int, rounds: int, into: Path) -> None:
         for contender in (ours, bare):
             contender.start(servers)
         try:
-            ours.run(ONES, 50)
-            capacity = statistics.median(300 / ours.run(ONES, 300) for _ in range(3))
 
             def start() -> None:
                 stage = StageExecution.single("only", "clock", {"asked": time.monotonic()})
@@ -87,6 +94,8 @@ def main(count: int, rounds: int, into: Path) -> None:
                 bare.name: (bare.ask, bare.record),
             }
             found: dict[str, dict[str, list[float]]] = {}
+            latencies(*asked["stabilize_celery"], math.inf, 50)
+            capacity = statistics.median(throughput(*asked["stabilize_celery"], 300) for _ in range(3))
             for name, rate, many in (("half load", capacity / 2, count), ("idle", 5.0, max(20, count // 20))):
                 found[name] = {who: [] for who in asked}
                 for _ in range(rounds):

@@ -40,9 +40,10 @@ class Answer:
             DBAPIError: as SQLAlchemy raises it.
         """
         try:
-            return self._prepared.rows(self._replies.fetchall())
-        except psycopg.Error as error:
+            found = self._replies.fetchall()
+        except BaseException as error:
             reraise(self._connection, error, self._prepared.sql)
+        return self._prepared.rows(found)
 
 
 def answer_of(connection: Connection, statement: Executable, parameters: Parameters) -> Answer:
@@ -113,7 +114,7 @@ def batch(connection: Connection, *, commit: bool = False) -> Iterator[None]:
     try:
         with wire_of(connection.connection).batch(commit=commit):
             yield
-    except psycopg.Error as error:
+    except BaseException as error:
         reraise(connection, error)
 
 
@@ -148,16 +149,19 @@ def _run(connection: Connection, prepared: Prepared, bound: list[tuple[Any, ...]
             cursor.executemany(prepared.text, bound)
         else:
             cursor.execute(prepared.text, bound[0])
-    except Exception as error:
+    except BaseException as error:
         reraise(connection, error, prepared.sql)
     return cursor
 
 
-def reraise(connection: Connection, error: Exception, sql: str = "") -> NoReturn:
+def reraise(connection: Connection, error: BaseException, sql: str = "") -> NoReturn:
     """Raise a driver's error as SQLAlchemy would, and any other as it is; a connection that is lost is given up."""
     dialect = connection.dialect
     driver: Any = dialect.dbapi
     if not isinstance(error, driver.Error):
+        if not connection.invalidated and getattr(connection.connection.dbapi_connection, "closed", False):
+            # Interrupted in the middle of an exchange: there is nothing left to roll back.
+            connection.invalidate(error)
         raise error
     lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
     if lost:

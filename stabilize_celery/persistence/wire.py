@@ -57,6 +57,8 @@ class Reply:
         """
         if self._result is None:
             self._wire.send()
+        if self._result is None:
+            raise psycopg.ProgrammingError("the statement was given up: another of its batch failed")
         return self._wire.rows(self._result)
 
 
@@ -125,11 +127,14 @@ class Wire:
             return
         if self._server.status != ConnStatus.OK:
             raise psycopg.OperationalError("the connection is closed")
+        # As text of no type: each statement says itself of which type its parameters are.  A value that cannot be sent
+        # is found here, before anything is.
+        texts = [self._values.dump_sequence(each, [PyFormat.TEXT] * len(each)) for _, each, _ in waiting]
         fresh: list[str] = []
         try:
             self._server.enter_pipeline_mode()
             replies = self._begin()
-            for sql, values, reply in waiting:
+            for (sql, _, reply), values in zip(waiting, texts, strict=True):
                 self._enqueue(sql, values, replies, fresh)
                 replies.append(reply)
             self._server.pipeline_sync()
@@ -167,11 +172,7 @@ class Wire:
         self._server.send_query_params(f"BEGIN{chosen}".encode(), None)
         return [None]
 
-    def _enqueue(
-        self, sql: str, values: Sequence[Any], replies: list[Reply | None], fresh: list[str]
-    ) -> None:
-        # As text of no type: each statement says itself of which type its parameters are.
-        texts = self._values.dump_sequence(values, [PyFormat.TEXT] * len(values)) if values else []
+    def _enqueue(self, sql: str, texts: Sequence[Any], replies: list[Reply | None], fresh: list[str]) -> None:
         name = self._names.get(sql)
         if name is None and self._prepares and len(self._names) < MOST_PREPARED:
             name = self._names[sql] = b"stabilize_%d" % next(self._numbers)

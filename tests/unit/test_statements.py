@@ -14,6 +14,7 @@ from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence.statements import answer_of, batch, insert_rows, row_of, rows_of, write
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import history, messages, slots, workflows
+from stabilize_celery.persistence.wire import Wire
 
 PARTS = ("a", 'quote " and % and \\', "ünï", "\U0001f600", "")
 read_history = select(*history.c).where(history.c.workflow_id == bindparam("wf")).order_by(history.c.step)
@@ -179,6 +180,35 @@ def test_a_lost_connection_is_given_up(postgres_url):
 
     with pytest.raises(StoreError, match="cannot be reached"):
         lose_it()
+    with store.database.begin() as connection:
+        assert rows_of(connection, read_history, {"wf": "x"}) == []
+    store.close()
+
+
+@pytest.mark.parametrize("where", ["statement", "batch", "answer"])
+def test_an_interruption_stays_one_and_costs_only_the_connection(postgres_url, monkeypatch, where):
+    """It comes from outside, while PostgreSQL answers: a signal, or a task that is told to stop."""
+    store = WorkflowStore(postgres_url, create_tables=True)
+
+    def interrupted(_line, _replies):
+        raise KeyboardInterrupt
+
+    def use():
+        with store.database.begin() as connection:
+            rows_of(connection, read_history, {"wf": "x"})
+            monkeypatch.setattr(Wire, "_receive", interrupted)
+            if where == "statement":
+                write(connection, forget, [{"config": "one"}])
+            elif where == "batch":
+                with batch(connection, commit=True):
+                    write(connection, forget, [{"config": "one"}])
+            else:
+                with batch(connection):
+                    answer_of(connection, read_slot, {"config": "one"}).rows()
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
+    monkeypatch.undo()
     with store.database.begin() as connection:
         assert rows_of(connection, read_history, {"wf": "x"}) == []
     store.close()

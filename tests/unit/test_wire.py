@@ -94,6 +94,18 @@ def test_the_first_failure_is_raised_and_the_rest_is_not_done(connection, line):
         assert line.run(READ, [(0,)]).fetchall() == []
 
 
+def test_a_value_that_cannot_be_sent_costs_nothing(connection, line):
+    def send_both():
+        with line.batch():
+            line.run(INSERT, [(1, "one")])
+            line.run(INSERT, [(2, "no \x00 in text")])
+
+    with pytest.raises(psycopg.DataError, match="NUL"):
+        send_both()
+    assert not connection.closed
+    assert line.run(READ, [(0,)]).fetchall() == []
+
+
 def test_a_batch_that_is_given_up_sends_nothing(line):
     def give_up():
         with line.batch(commit=True):

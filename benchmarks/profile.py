@@ -50,13 +50,13 @@ ROOMS = {
 
 
 def processor_times(servers: Servers, contender: Contender) -> Counter[str]:
-    """Seconds of processors used so far, by who used them; those that have ended are not counted."""
+    """Seconds of processors used so far, by who used them; those that have ended count for whom they worked for."""
     used: Counter[str] = Counter()
     mains = {worker.pid for worker in contender.workers}
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
             above = {process.pid, *(parent.pid for parent in process.parents())}
-            own = sum(process.cpu_times()[:2])
+            own = sum(process.cpu_times()[:4])
         except psutil.Error:
             continue
         if process.pid in mains:

@@ -184,6 +184,7 @@ LOOKS: tuple[Look, ...] = (
 WHY = {
     "T1": "One hop through the broker and two transactions take longer than a quarter of a canvas by themselves, see T3.",
     "T2": "The same; besides, all arms end in the row of their join.",
+    "T4": "Thousands of independent stages all count down on the row of their workflow, and wait for each other there.",
     "T11": "Five messages, five transactions for each stage, each as dear as the canvas's one.",
 }
 

@@ -14,7 +14,7 @@ import click
 from benchmarks.contenders.bare import Bare
 from benchmarks.contenders.base import Contender
 from benchmarks.contenders.canvas import Canvas
-from benchmarks.contenders.engine import Engine
+from benchmarks.contenders.engine import OFF, Engine
 from benchmarks.contenders.programs import Dbos, Reference
 from benchmarks.results import RESULTS, heading, load, peers_plot, peers_tables, surroundings, write
 from benchmarks.samples import measure, shapes_named, started
@@ -26,7 +26,7 @@ def contenders(processes: int) -> dict[str, Contender]:
     return {
         "ours": Engine(processes=processes),
         "threads": Engine("stabilize_celery, threads", pool="threads", processes=processes),
-        "no-inline": Engine("stabilize_celery, continuation off", inline=False, processes=processes),
+        "no-inline": Engine(OFF, inline=False, processes=processes),
         "bare": Bare(processes=processes),
         "canvas": Canvas("PostgreSQL", processes=processes),
         "canvas-redis": Canvas("Redis", processes=processes),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,9 @@ import psutil
 from benchmarks.contenders.bare import Bare
 from benchmarks.contenders.base import Contender
 from benchmarks.contenders.canvas import Canvas
-from benchmarks.contenders.engine import Engine
+from benchmarks.contenders.engine import OFF, Engine
 from benchmarks.results import RESULTS, heading, load, surroundings, write
-from benchmarks.samples import say
+from benchmarks.samples import busy, say
 from benchmarks.servers import Servers, servers_running
 from benchmarks.shapes import SHAPES, Shape
 
@@ -50,25 +51,11 @@ ROOMS = {
 
 
 def processor_times(servers: Servers, contender: Contender) -> Counter[str]:
-    """Seconds of processors used so far, by who used them; those that have ended count for whom they worked for."""
-    used: Counter[str] = Counter()
-    mains = {worker.pid for worker in contender.workers}
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            above = {process.pid, *(parent.pid for parent in process.parents())}
-            own = sum(process.cpu_times()[:4])
-        except psutil.Error:
-            continue
-        if process.pid in mains:
-            used["worker, main process"] += own
-        elif above & mains:
-            used["worker, pool processes"] += own
-        elif servers.postgres.pid in above:
-            used["PostgreSQL"] += own
-        elif servers.rabbit.pid in above:
-            used["RabbitMQ"] += own
-        elif process.pid == psutil.Process().pid:
-            used["client"] += own
+    """Seconds of processors used so far, by who used them; workers by what their processes are for."""
+    used = Counter(busy(servers, contender))
+    main = sum(sum(psutil.Process(worker.pid).cpu_times()[:2]) for worker in contender.workers)
+    used["worker, pool processes"] = used.pop("workers") - main
+    used["worker, main process"] = main
     return used
 
 
@@ -84,7 +71,7 @@ def by_process(servers: Servers, contenders: list[Contender], shape: Shape, stag
             found[contender.name].append(used)
             say(f"{contender.name}: {used.total() * 1000 / stages:.2f} ms of processors per stage")
     return {
-        name: {who: sorted(each[who] for each in samples)[rounds // 2] * 1000 / stages for who in samples[0]}
+        name: {who: statistics.median(each[who] for each in samples) * 1000 / stages for who in samples[0]}
         for name, samples in found.items()
     }
 
@@ -174,7 +161,7 @@ def main(shape: str, stages: int, rounds: int, into: Path) -> None:
         engine = Engine()
         everybody = [
             engine,
-            Engine("stabilize_celery, continuation off", inline=False),
+            Engine(OFF, inline=False),
             Bare(),
             Canvas("PostgreSQL"),
         ]

@@ -158,6 +158,19 @@ def processor_seconds(pid: int | None = None) -> float:
     return total
 
 
+def busy(servers: Servers, contender: Contender) -> dict[str, float]:
+    """Seconds of processors used so far, by who used them."""
+    pids = {
+        "PostgreSQL": [servers.postgres.pid],
+        "RabbitMQ": [servers.rabbit.pid],
+        "workers": [worker.pid for worker in contender.workers],
+        "client": [],
+    }
+    used = {name: sum(processor_seconds(pid) for pid in many) for name, many in pids.items()}
+    own = psutil.Process().cpu_times()
+    return used | {"client": own.user + own.system}
+
+
 def say(what: str) -> None:
     """Progress, for whoever waits."""
     print(what, file=sys.stderr, flush=True)

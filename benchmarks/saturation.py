@@ -12,26 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 
 from benchmarks.contenders.engine import Engine
 from benchmarks.results import RESULTS, heading, load, surroundings, write
-from benchmarks.samples import processor_seconds, say
+from benchmarks.samples import busy, say
 from benchmarks.servers import Servers, servers_running
 from benchmarks.shapes import MANY, WIDE
-
-
-def busy(servers: Servers, engine: Engine) -> dict[str, float]:
-    """Seconds of processors used so far, by who used them."""
-    pids = {
-        "PostgreSQL": [servers.postgres.pid],
-        "RabbitMQ": [servers.rabbit.pid],
-        "workers": [worker.pid for worker in engine.workers],
-        "client": [],
-    }
-    used = {name: sum(processor_seconds(pid) for pid in many) for name, many in pids.items()}
-    own = psutil.Process().cpu_times()
-    return used | {"client": own.user + own.system}
 
 
 def sessions(servers: Servers, engine: Engine) -> int:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from sqlalchemy.engine import make_url
 
 from tests.processes import ChildProcess, free_port, temporary_folder, wait_ready
-from tests.services import PostgresService, RabbitService, choose_postgres, choose_rabbit
+from tests.services import PostgresService, RabbitService, plain_address, services_running
 
 #: Commits wait for the disk here, unlike in the tests.
 DURABLE = {
@@ -59,23 +58,14 @@ class Servers:
 
     def session(self, database: str) -> psycopg.Connection[tuple[object, ...]]:
         """A session of its own in a database."""
-        return psycopg.connect(plain(self.postgres.url_of(database)), autocommit=True)
-
-
-def plain(url: str) -> str:
-    """A URL of SQLAlchemy as libpq takes it."""
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        return psycopg.connect(plain_address(self.postgres.url_of(database)), autocommit=True)
 
 
 @contextmanager
 def servers_running(*, redis: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[Servers]:
     """Private servers while the block runs; ``settings`` are more of PostgreSQL's."""
     with ExitStack() as stack:
-        postgres, rabbit = choose_postgres({**DURABLE, **(settings or {})}), choose_rabbit()
-        stack.callback(postgres.discard)
-        stack.callback(rabbit.discard)
-        postgres.start()
-        rabbit.start()
+        postgres, rabbit = stack.enter_context(services_running({**DURABLE, **(settings or {})}))
         folder = temporary_folder("benchmarks")
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         redis_url = stack.enter_context(_redis_running(folder)) if redis else None

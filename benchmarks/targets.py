@@ -14,13 +14,13 @@ from typing import Any
 
 import click
 
-from benchmarks.contenders.engine import OURS
+from benchmarks.contenders.bare import BARE
+from benchmarks.contenders.canvas import name_of
+from benchmarks.contenders.engine import OFF, OURS
+from benchmarks.contenders.programs import REFERENCE
 from benchmarks.results import RESULTS, write
 
-OFF = f"{OURS}, continuation off"
-BARE = "bare limit: one hop, two raw transactions"
-CANVAS = "Celery canvas, results in PostgreSQL"
-REFERENCE = "stabilize, one process, no broker"
+CANVAS = name_of("PostgreSQL")
 SMALL, LARGE = 100, 10_000
 #: 1,000 workflows of 3 stages.
 BULK = 3000
@@ -61,6 +61,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._pages: dict[str, dict[str, Any]] = {}
 
     def load(self, name: str) -> dict[str, Any]:
         """A page of results.
@@ -68,11 +69,12 @@ class Results:
         Raises:
             Missing: it was not made.
         """
-        file = self.folder / f"{name}.json"
-        if not file.exists():
-            raise Missing(name)
-        loaded: dict[str, Any] = json.loads(file.read_text())
-        return loaded
+        if name not in self._pages:
+            file = self.folder / f"{name}.json"
+            if not file.exists():
+                raise Missing(name)
+            self._pages[name] = json.loads(file.read_text())
+        return self._pages[name]
 
     def median(self, page: str, shape: str, stages: int, contender: str) -> float:
         """Milliseconds per stage.

@@ -398,12 +398,10 @@ def _kind(hint: Any) -> _Kind:
     return _Kind("None" in text, enum, next((_JSON_TYPES[kind] for kind in _JSON_TYPES if kind in text), str))
 
 
+def _kinds(cls: type[Message]) -> dict[str, _Kind]:
+    hints = get_type_hints(cls)
+    return {f.name: _kind(hints[f.name]) for f in fields(cls)}
+
+
 #: The fields of every message type.
-_FIELDS: dict[type[Message], dict[str, _Kind]] = {
-    cls: {
-        name: _kind(hint)
-        for name, hint in get_type_hints(cls).items()
-        if name in {f.name for f in fields(cls)}
-    }
-    for cls in MESSAGE_TYPES.values()
-}
+_FIELDS: dict[type[Message], dict[str, _Kind]] = {cls: _kinds(cls) for cls in MESSAGE_TYPES.values()}

@@ -124,7 +124,7 @@ class PostgresService:
 
     @contextlib.contextmanager
     def _admin(self) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-        address = make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        address = plain_address(self.url)
         with psycopg.connect(address, autocommit=True, connect_timeout=10) as connection:
             yield connection
 
@@ -694,3 +694,22 @@ def choose_rabbit() -> RabbitService:
             name="RabbitMQ", package="rabbitmq-server", brew="rabbitmq", variable="STABILIZE_TEST_BROKER_URL"
         )
     )
+
+
+@contextlib.contextmanager
+def services_running(
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[tuple[PostgresService, RabbitService]]:
+    """The servers of this run, started, while the block runs."""
+    with contextlib.ExitStack() as stack:
+        postgres, rabbit = choose_postgres(settings), choose_rabbit()
+        stack.callback(postgres.discard)
+        stack.callback(rabbit.discard)
+        postgres.start()
+        rabbit.start()
+        yield postgres, rabbit
+
+
+def plain_address(url: str) -> str:
+    """A URL of SQLAlchemy as libpq takes it."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)

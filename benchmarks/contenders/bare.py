@@ -9,10 +9,12 @@ import psycopg
 
 from benchmarks.apps import bare as app
 from benchmarks.contenders.base import Contender, wait_for
-from benchmarks.servers import Servers, plain
+from benchmarks.servers import Servers
 from benchmarks.shapes import CHAIN, Shape
 from stabilize_celery.persistence.schema import create_tables
+from tests.services import plain_address
 
+BARE = "bare limit: one hop, two raw transactions"
 WORKFLOW = """
     INSERT INTO stabilize_workflows (id, type, application, name, status, context, trigger, created_at, is_canceled,
         is_limit_concurrent, max_concurrent_executions, keep_waiting_pipelines, origin, live_branches, has_halted)
@@ -38,16 +40,18 @@ class Bare(Contender):
     """One Celery hop and the same row writes for each stage of a chain."""
 
     def __init__(self, *, processes: int = 2) -> None:
-        super().__init__("bare limit: one hop, two raw transactions", [CHAIN], processes=processes)
+        super().__init__(BARE, [CHAIN], processes=processes)
 
     def start(self, servers: Servers) -> None:
         broker = servers.rabbit.add_vhost(self.slug)
         url = servers.postgres.create_database(self.slug)
         create_tables(url)
-        self._connection = self.stack.enter_context(psycopg.connect(plain(url), autocommit=True))
-        self._app = app.make_app(broker, plain(url))
+        self._connection = self.stack.enter_context(psycopg.connect(plain_address(url), autocommit=True))
+        self._app = app.make_app(broker, plain_address(url))
         self.stack.callback(self._app.close)
-        self.start_worker(servers, "benchmarks.apps.bare:app", {app.BROKER: broker, app.DATABASE: plain(url)})
+        self.start_worker(
+            servers, "benchmarks.apps.bare:app", {app.BROKER: broker, app.DATABASE: plain_address(url)}
+        )
 
     def run(self, shape: Shape, size: int) -> float:
         run = secrets.token_hex(6)

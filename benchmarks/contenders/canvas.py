@@ -12,12 +12,19 @@ from benchmarks.contenders.base import LONGEST_RUN, LOOK, Contender
 from benchmarks.servers import Servers
 from benchmarks.shapes import Shape
 
+Backend = Literal["PostgreSQL", "Redis"]
+
+
+def name_of(backend: Backend) -> str:
+    """Of the contender with that backend."""
+    return f"Celery canvas, results in {backend}"
+
 
 class Canvas(Contender):
     """Chains, chords and groups."""
 
-    def __init__(self, backend: Literal["PostgreSQL", "Redis"], *, processes: int = 2) -> None:
-        super().__init__(f"Celery canvas, results in {backend}", processes=processes)
+    def __init__(self, backend: Backend, *, processes: int = 2) -> None:
+        super().__init__(name_of(backend), processes=processes)
         self._backend = backend
         self._app: Any = None
 

@@ -14,6 +14,7 @@ from stabilize_celery import Stabilize, __version__
 from tests.worker import Pool
 
 OURS = "stabilize_celery"
+OFF = f"{OURS}, continuation off"
 RUNNING = text(
     "SELECT count(*) FROM stabilize_workflows WHERE id = ANY(:ids) "
     "AND status NOT IN ('SUCCEEDED', 'TERMINAL', 'CANCELED')"

@@ -9,9 +9,11 @@ from typing import Any
 
 from benchmarks.contenders.base import Contender
 from benchmarks.environments import environment, installed
-from benchmarks.servers import Servers, plain
+from benchmarks.servers import Servers
 from benchmarks.shapes import Shape, requires
+from tests.services import plain_address
 
+REFERENCE = "stabilize, one process, no broker"
 PROGRAMS = Path(__file__).resolve().parent.parent / "programs"
 
 
@@ -39,7 +41,7 @@ class Program(Contender):
         return installed(self.interpreter, self._package)
 
     def start(self, servers: Servers) -> None:
-        url = plain(servers.postgres.create_database(self.slug))
+        url = plain_address(servers.postgres.create_database(self.slug))
         self.prepare(url)
         log = self.stack.enter_context((servers.folder / f"{self.slug}.log").open("w"))
         self._process = subprocess.Popen(
@@ -96,7 +98,7 @@ class Reference(Program):
     file = "reference.py"
 
     def __init__(self) -> None:
-        super().__init__("stabilize, one process, no broker", "stabilize", "stabilize[postgres]")
+        super().__init__(REFERENCE, "stabilize", "stabilize[postgres]")
 
     def prepare(self, url: str) -> None:
         command = [self.interpreter.parent / "stabilize", "mg-up", "--db-url", url]

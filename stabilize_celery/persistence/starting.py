@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.crash_points import reach
-from stabilize_celery.errors import WorkflowStateError
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence import tables
-from stabilize_celery.persistence.database import is_duplicate, missing_tables_explained
+from stabilize_celery.persistence.database import missing_tables_explained
 from stabilize_celery.persistence.joining import Executor, Joined
 from stabilize_celery.persistence.outbox import Outgoing, outgoing
 from stabilize_celery.persistence.statements import add_rows, batch
-from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.persistence.store import WorkflowStore, taken_ids_explained
 from stabilize_celery.persistence.tables import messages
 
 
@@ -58,24 +54,6 @@ def insert_started(
         ready = [outgoing(row) for row in written]
         transaction.after_commit(lambda: publish(ready))
     return ids, written
-
-
-@contextmanager
-def taken_ids_explained(workflows: Sequence[Workflow]) -> Iterator[None]:
-    """Say what to do about a workflow that is in the database already.
-
-    Raises:
-        WorkflowStateError: one is.
-    """
-    try:
-        yield
-    except IntegrityError as error:
-        if not is_duplicate(error) or tables.workflows.name not in str(error.orig):
-            raise
-        ids = ", ".join(w.id for w in workflows[:3])
-        raise WorkflowStateError(
-            f"workflow {ids} is in the database already; make a new Workflow for each start"
-        ) from error
 
 
 def _insert(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
-from stabilize_celery.errors import WorkflowNotFoundError
+from stabilize_celery.errors import WorkflowNotFoundError, WorkflowStateError
 from stabilize_celery.jsonable import is_storable
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
+from stabilize_celery.persistence.database import is_duplicate
 from stabilize_celery.persistence.handover_store import HandOverStore
 from stabilize_celery.persistence.joining import Executor
 from stabilize_celery.persistence.message_store import MessageStore
@@ -47,7 +50,7 @@ class WorkflowStore(MessageStore, HandOverStore):
         with self.database.begin() as connection:
             known = connection.execute(select(workflows.c.id).where(workflows.c.id == workflow.id)).first()
             if known is None:
-                with batch(connection):
+                with taken_ids_explained([workflow]), batch(connection):
                     self.insert_workflows(connection, [workflow])
 
     def insert_workflows(self, connection: Executor, many: Sequence[Workflow]) -> None:
@@ -239,3 +242,21 @@ class SqliteWorkflowStore(WorkflowStore):
 
 class PostgresWorkflowStore(WorkflowStore):
     """A store on PostgreSQL."""
+
+
+@contextmanager
+def taken_ids_explained(many: Sequence[Workflow]) -> Iterator[None]:
+    """Say what to do about a workflow that is in the database already.
+
+    Raises:
+        WorkflowStateError: one is.
+    """
+    try:
+        yield
+    except IntegrityError as error:
+        if not is_duplicate(error) or workflows.name not in str(error.orig):
+            raise
+        ids = ", ".join(w.id for w in many[:3])
+        raise WorkflowStateError(
+            f"workflow {ids} is in the database already; make a new Workflow for each start"
+        ) from error

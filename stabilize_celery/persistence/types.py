@@ -52,6 +52,7 @@ Json = JSON(none_as_null=True)
 
 #: What most columns hold.
 _EMPTY: dict[type[Any], str] = {dict: "{}", list: "[]"}
+_EMPTY_TEXTS = {text: empty for empty, text in _EMPTY.items()}
 
 
 def dumps(value: Any) -> str:
@@ -59,3 +60,10 @@ def dumps(value: Any) -> str:
     if not value and type(value) in _EMPTY:
         return _EMPTY[type(value)]
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def loads(stored: str | bytes) -> Any:
+    """The inverse, for drivers."""
+    text = stored if isinstance(stored, str) else stored.decode()
+    empty = _EMPTY_TEXTS.get(text) if len(text) == 2 else None
+    return json.loads(text) if empty is None else empty()

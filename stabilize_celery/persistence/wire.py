@@ -8,7 +8,6 @@ it converts the values and makes the errors, and its cursors may be used in betw
 from __future__ import annotations
 
 import itertools
-import json
 import select
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,20 +19,12 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.types.json import set_json_loads
 
+from stabilize_celery.persistence.types import loads
+
 Row = tuple[Any, ...]
 #: A session that has prepared so many statements is given others as they are: each costs it memory for as long as it lives.
 MOST_PREPARED = 400
 _KEY = "stabilize_wire"
-
-
-#: What most columns hold.
-_EMPTY: dict[str, type] = {"{}": dict, "[]": list}
-
-
-def _loads(stored: str | bytes) -> Any:
-    text = stored if isinstance(stored, str) else stored.decode()
-    empty = _EMPTY.get(text) if len(text) == 2 else None
-    return json.loads(text) if empty is None else empty()
 
 
 class Reply:
@@ -235,5 +226,5 @@ def is_ours(pooled: Any) -> bool:
 
 def attach(info: dict[str, Any], connection: psycopg.Connection[Any], *, prepares: bool) -> None:
     """Give a new connection of a pool of ours its wire."""
-    set_json_loads(_loads, connection)
+    set_json_loads(loads, connection)
     info[_KEY] = Wire(connection, prepares=prepares)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.chaos import faults
 from tests.chaos.driver import Driver, deployed
-from tests.services import choose_postgres, choose_rabbit
+from tests.services import services_running
 
 
 def main() -> int:
@@ -29,16 +29,9 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="stabilize-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"seed {options.seed}, logs in {folder}", flush=True)
-    postgres, rabbit = choose_postgres(), choose_rabbit()
-    try:
-        postgres.start()
-        rabbit.start()
-        with deployed(postgres, rabbit, folder) as chaos:
-            driver = Driver(chaos, chosen, options.seed, lambda line: print(line, flush=True))
-            report = driver.run(options.workflows, options.seconds, options.at_once)
-    finally:
-        rabbit.discard()
-        postgres.discard()
+    with services_running() as (postgres, rabbit), deployed(postgres, rabbit, folder) as chaos:
+        driver = Driver(chaos, chosen, options.seed, lambda line: print(line, flush=True))
+        report = driver.run(options.workflows, options.seconds, options.at_once)
     print(f"\n{report}")
     for deserter in report.deserters:
         print(f"\n{deserter}")

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.chaos import faults
 from tests.chaos.driver import Deployment, Driver, deployed
-from tests.services import choose_postgres, choose_rabbit
+from tests.services import services_running
 
 #: Killing the broker is a part of wiping it, and starting it takes most of the time.
 KINDS = [each for each in faults.ALL if each.name != faults.BROKER_KILLED]
@@ -23,13 +22,8 @@ SEED, WORKFLOWS = 20, 40
 @pytest.fixture
 def chaos(tmp_path: Path) -> Iterator[Deployment]:
     """A deployment whose servers belong to this test alone."""
-    with ExitStack() as stack:
-        postgres, rabbit = choose_postgres(), choose_rabbit()
-        stack.callback(postgres.discard)
-        stack.callback(rabbit.discard)
-        postgres.start()
-        rabbit.start()
-        yield stack.enter_context(deployed(postgres, rabbit, tmp_path))
+    with services_running() as (postgres, rabbit), deployed(postgres, rabbit, tmp_path) as deployment:
+        yield deployment
 
 
 @pytest.mark.slow

@@ -14,10 +14,10 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import event
-from sqlalchemy.engine import make_url
 
 from stabilize_celery import Stabilize
 from stabilize_celery.persistence.wire import Wire
+from tests.services import plain_address
 
 #: The tables in the order in which their rows are locked; before all of them comes the gate of the workflow.
 TABLES = ("messages", "slots", "stages", "workflows")
@@ -62,7 +62,7 @@ class LockLog:
     """Watches the transactions of one engine, which must be used by one thread."""
 
     def __init__(self, url: str) -> None:
-        address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        address = plain_address(url)
         self._server = psycopg.connect(address)
         self.transactions: list[Transaction] = []
         #: By id: where each stage stands in the order; see :meth:`_learn`.

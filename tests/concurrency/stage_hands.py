@@ -14,7 +14,6 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import create_engine, event, select, update
-from sqlalchemy.engine import make_url
 
 from stabilize_celery import Stabilize, Workflow, WorkflowRun
 from stabilize_celery.clock import Clock
@@ -23,6 +22,7 @@ from stabilize_celery.persistence import tables
 from stabilize_celery.persistence.types import dumps
 from tests.conformance import behaviours
 from tests.processes import wait_until
+from tests.services import plain_address
 
 PATIENCE = 60.0
 #: All locks of the handlers are taken, nothing of what they changed is committed.
@@ -160,7 +160,7 @@ class Scene:
         #: Where scripts of several steps keep count; goes into the context of the workflow as ``_log``.
         self.log = log
         self._stack = stack
-        address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        address = plain_address(url)
         self._server = stack.enter_context(psycopg.connect(address, autocommit=True))
         # What the test itself asks is not among what the engine asks.
         self._eyes = create_engine(url, json_serializer=dumps)

@@ -14,7 +14,6 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import event
-from sqlalchemy.engine import make_url
 
 from stabilize_celery import Stabilize
 from stabilize_celery import WorkflowStatus as S
@@ -24,6 +23,7 @@ from stabilize_celery.persistence.pages import graph, lists
 from stabilize_celery.persistence.pages import stage as pages_stage
 from tests.concurrency.stage_hands import Scene, scene_on
 from tests.concurrency.workflows import SCENARIOS
+from tests.services import plain_address
 
 ROWS = 50_000
 #: Statements that may read a whole table, by how they begin, each with its reason.
@@ -185,7 +185,7 @@ def full(postgres_service: Any, postgres_template: str, tmp_path_factory: Any) -
         left = scene.start(flow(a_stage("a", "script", context=waits), a_stage("b"), a_stage("c")), "RunTask")
         left.signal("b", "kept")
         scene.proceed("RunTask")
-    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    address = plain_address(url)
     with psycopg.connect(address, autocommit=True) as server:
         server.execute("SET session_replication_role = replica")
         server.execute(

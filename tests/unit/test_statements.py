@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import bindparam, event, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from stabilize_celery.errors import SchemaVersionError, StoreError
+from stabilize_celery import StageExecution, Workflow
+from stabilize_celery.errors import SchemaVersionError, StoreError, WorkflowStateError
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence.statements import answer_of, batch, insert_rows, row_of, rows_of, write
@@ -228,3 +229,19 @@ def test_operational_errors_keep_their_kind():
         with pytest.raises(OperationalError, match="keep_waiting"):
             rows_of(connection, select(slots.c.keep_waiting), {})
     store.close()
+
+
+def test_a_workflow_that_somebody_else_stores_in_between_is_named(postgres_url, monkeypatch):
+    store, other = WorkflowStore(postgres_url, create_tables=True), WorkflowStore(postgres_url)
+    workflow = Workflow.create("tests", "twice", [StageExecution.single("a", "noop")])
+    insert_workflows = store.insert_workflows
+
+    def late(connection, many):
+        other.store(workflow)
+        insert_workflows(connection, many)
+
+    monkeypatch.setattr(store, "insert_workflows", late)
+    with pytest.raises(WorkflowStateError, match=workflow.id):
+        store.store(workflow)
+    store.close()
+    other.close()

@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
-from sqlalchemy.engine import make_url
 
 from stabilize_celery.persistence import wire
 from stabilize_celery.persistence.wire import Wire
+from tests.services import plain_address
 
 
 @pytest.fixture
 def connection(postgres_url):
-    url = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    url = plain_address(postgres_url)
     with psycopg.connect(url) as made:
         made.execute("CREATE TABLE things (id int PRIMARY KEY, said text)")
         made.commit()
@@ -168,7 +168,7 @@ def test_half_an_exchange_costs_the_connection(connection, line, monkeypatch):
 def test_a_connection_that_is_lost_while_it_waits(connection, line, postgres_url):
     line.run(READ, [(0,)])
     pid = connection.info.backend_pid
-    url = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    url = plain_address(postgres_url)
     with psycopg.connect(url, autocommit=True) as other, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(line.run, "SELECT pg_sleep(600)", [()])
         asleep = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"

@@ -10,18 +10,14 @@ from tempfile import TemporaryDirectory
 from stabilize_celery.persistence.schema import create_tables
 from tests.contrib.flower.browser import Browser, browser_running
 from tests.contrib.flower.deployment import Shop, shop_running
-from tests.services import choose_postgres, choose_rabbit
+from tests.services import services_running
 
 
 @contextmanager
 def watched_shop() -> Iterator[tuple[Shop, Browser]]:
     """Servers, the shop on them and Chromium, while the block runs."""
     with ExitStack() as stack:
-        postgres, rabbit = choose_postgres(), choose_rabbit()
-        stack.callback(postgres.discard)
-        stack.callback(rabbit.discard)
-        postgres.start()
-        rabbit.start()
+        postgres, rabbit = stack.enter_context(services_running())
         create_tables(postgres.create_database("template"))
         folder = Path(stack.enter_context(TemporaryDirectory()))
         shop = stack.enter_context(shop_running(postgres, "template", rabbit, folder))

@@ -22,6 +22,7 @@ from stabilize_celery.delivery.doctor import Level, examine
 from stabilize_celery.messages import StartWorkflow
 from tests.integration.doctor.conftest import GOOD, errors, problems
 from tests.processes import run_successfully
+from tests.services import plain_address
 from tests.worker import ROOT
 
 Checkup = Callable[..., Any]
@@ -213,7 +214,7 @@ def test_a_pooler_in_transaction_mode(make_engine: Any, pooled_url: str, postgre
 def test_messages_that_nobody_sends(make_engine: Any, postgres_url: str) -> None:
     engine = make_engine()
     engine.dispatcher.send(StartWorkflow(workflow_id="01ARZ3NDEKTSV4RRFFQ69G5FAV"))
-    plain = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    plain = plain_address(postgres_url)
     with psycopg.connect(plain, autocommit=True) as connection:
         connection.execute("UPDATE stabilize_messages SET send_at = now() - interval '1 hour'")
     found = examine(engine, timeout=0.5)

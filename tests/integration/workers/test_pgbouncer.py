@@ -15,7 +15,7 @@ from tests.conformance.harness import flow, stage
 from tests.integration.workers.conftest import Deploy
 from tests.pooler import Pooler, pooler_running
 from tests.processes import wait_until
-from tests.services import PostgresService
+from tests.services import PostgresService, plain_address
 
 #: So few that every process must share them with the others.
 SESSIONS = 2
@@ -30,7 +30,7 @@ def narrow(postgres_service: PostgresService) -> Iterator[Pooler]:
 
 def sessions_of(url: str) -> int:
     """The server's sessions in a database, but for the one that asks."""
-    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    plain = plain_address(url)
     with psycopg.connect(plain) as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity "
@@ -101,7 +101,7 @@ def test_the_relay_listens_at_the_server_itself(pooled_url: str, postgres_url: s
 
 def sessions_named(name: str, url: str) -> int:
     """Sessions of a database that come from the server's own port and carry this application name."""
-    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    plain = plain_address(url)
     with psycopg.connect(plain) as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s",

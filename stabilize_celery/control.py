@@ -214,7 +214,7 @@ class Control:
         except InvalidMessageError as error:
             # Found later, it would be a dead letter, and take the workflow with it.
             raise InvalidWorkflowError(str(error)) from None
-        self.dispatcher.send(message, label=workflow.name)
+        self.dispatcher.send(message, workflow.name, to_existing=True)
 
     def _active(self, workflow_id: str, verb: str) -> Workflow:
         workflow = self.store.head(workflow_id)

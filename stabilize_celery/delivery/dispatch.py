@@ -20,7 +20,7 @@ from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.observe import tell
 from stabilize_celery.observe.logs import discreet_logger, hiding
 from stabilize_celery.observe.scope import Scope, current_scope, scoped
-from stabilize_celery.persistence.database import is_retryable, is_unavailable
+from stabilize_celery.persistence.database import COLLISIONS, is_retryable, is_unavailable
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
@@ -29,7 +29,6 @@ from stabilize_celery.worker.execution import TaskWorker
 from stabilize_celery.worker.leases import LeaseKeeper
 
 logger = discreet_logger(__name__)
-_COLLISIONS = 10
 
 
 def burial_reason(message_id: str) -> str:
@@ -81,12 +80,18 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ sending
 
-    def send(self, message: Message, connection: Any = None, label: str = "") -> Outgoing:
-        """Write a message from outside any handler; published at once unless the transaction is the caller's."""
+    def send(self, message: Message, label: str = "", *, to_existing: bool = False) -> Outgoing:
+        """Write a message from outside any handler, and publish it.
+
+        Raises:
+            WorkflowNotFoundError: its workflow has been deleted, and must exist: ``to_existing``.
+        """
         row = new_row(message, self.surroundings.settings, self.store.now(), label=label)
-        self.store.insert_messages([row], connection)
-        if connection is None:
-            self.publisher.publish([outgoing(row)])
+        if to_existing:
+            self.store.insert_order(row)
+        else:
+            self.store.insert_messages([row])
+        self.publisher.publish([outgoing(row)])
         return outgoing(row)
 
     # ------------------------------------------------------------------ handling
@@ -147,7 +152,7 @@ class Dispatcher:
     ) -> UnitOfWork | None:
         inline: bool | None = None
         handled: list[Handled] = []
-        for collision in range(_COLLISIONS):
+        for collision in range(COLLISIONS):
             try:
                 handled.clear()
                 unit = self._transact(message_id, token, attempt, inline, handled)
@@ -155,7 +160,7 @@ class Dispatcher:
                 self._put_back(message_id, error)
                 return None
             except Exception as error:
-                if is_retryable(error) and collision < _COLLISIONS - 1:
+                if is_retryable(error) and collision < COLLISIONS - 1:
                     time.sleep(random.uniform(0, 0.01 * 2**collision))
                     continue
                 if is_unavailable(error):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
@@ -23,6 +25,9 @@ from stabilize_celery.persistence.types import dumps
 from stabilize_celery.persistence.wire import attach
 from stabilize_celery.redaction import redact_text
 
+T = TypeVar("T")
+#: How often a transaction is run when others are in its way each time.
+COLLISIONS = 10
 _RETRYABLE_SQLSTATES = {"40001", "40P01", "55P03"}
 #: How often the database is asked for the time at most, and how quick an answer must be to be trusted.
 _MEASUREMENTS = 5
@@ -213,6 +218,23 @@ def is_retryable(error: BaseException) -> bool:
     if isinstance(error.orig, sqlite3.OperationalError):
         return "locked" in str(error.orig) or "busy" in str(error.orig)
     return getattr(error.orig, "sqlstate", None) in _RETRYABLE_SQLSTATES
+
+
+def repeated(transaction: Callable[[], T], times: int = COLLISIONS) -> T:
+    """Run a whole transaction, and again if it was given up for another one, such as to end a deadlock.
+
+    Args:
+        transaction: begins and commits it.
+        times: at most so often.
+    """
+    for collision in range(times - 1):
+        try:
+            return transaction()
+        except DBAPIError as error:
+            if not is_retryable(error):
+                raise
+            time.sleep(random.uniform(0, 0.01 * 2**collision))
+    return transaction()
 
 
 def is_unavailable(error: BaseException) -> bool:

@@ -174,6 +174,13 @@ lock_workflow = (
 
 read_workflow = select(*workflows.c).where(workflows.c.id == bindparam("workflow_id"))
 
+#: Keep a workflow from being deleted, in nobody else's way.
+keep_workflow = (
+    select(workflows.c.id)
+    .where(workflows.c.id == bindparam("workflow_id"))
+    .with_for_update(read=True, key_share=True)
+)
+
 #: A branch of a workflow has ended (or several): count down, and say how many are left.
 release_branches = (
     update(workflows)

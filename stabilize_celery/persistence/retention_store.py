@@ -75,22 +75,21 @@ def delete_old(
         .where(_is_old(before, (status,)), workflows.c.id > after)
         .order_by(workflows.c.id)
         .limit(limit)
-        # One that somebody is at is left for the next time.
-        .with_for_update(of=workflows, skip_locked=True)
     )
     with store.database.begin() as connection:
-        locked = list(connection.execute(chosen).scalars())
-        if not locked:
+        found = list(connection.execute(chosen).scalars())
+        if not found:
             return [], 0, None
-        # Now that nobody can change them: what was sent to them since is seen by this statement.
-        ids = list(
-            connection.execute(
-                select(workflows.c.id).where(workflows.c.id.in_(locked), _is_old(before, (status,)))
-            ).scalars()
-        )
+        # One that a transaction is at is left for the next time.
+        free = select(workflows.c.id).where(workflows.c.id.in_(found)).order_by(workflows.c.id)
+        locked = list(connection.execute(free.with_for_update(skip_locked=True)).scalars())
+        # Whoever sends a message to one of them locks it first: what was sent until now is seen by this second look, and
+        # from here on nothing is.
+        again = select(workflows.c.id).where(workflows.c.id.in_(locked), _is_old(before, (status,)))
+        ids = list(connection.execute(again).scalars())
         letters = connection.execute(delete(dead_letters).where(dead_letters.c.workflow_id.in_(ids))).rowcount
         connection.execute(delete(workflows).where(workflows.c.id.in_(ids)))
-    return ids, letters, locked[-1] if len(locked) == limit else None
+    return ids, letters, found[-1] if len(found) == limit else None
 
 
 def delete_stray_letters(store: WorkflowStore, before: datetime, limit: int) -> int:

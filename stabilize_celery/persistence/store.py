@@ -21,7 +21,7 @@ from stabilize_celery.persistence.database import is_duplicate
 from stabilize_celery.persistence.handover_store import HandOverStore
 from stabilize_celery.persistence.joining import Executor
 from stabilize_celery.persistence.message_store import MessageStore
-from stabilize_celery.persistence.statements import add_rows, batch
+from stabilize_celery.persistence.statements import add_rows, answer_of, batch, insert_rows
 from stabilize_celery.persistence.tables import (
     edges,
     history,
@@ -93,6 +93,19 @@ class WorkflowStore(MessageStore, HandOverStore):
             if edge.upstream_id in by_id and edge.downstream_id in by_id:
                 by_id[edge.downstream_id].requisite_stage_ref_ids.add(by_id[edge.upstream_id].ref_id)
         return workflow
+
+    def insert_order(self, row: dict[str, Any]) -> None:
+        """Write a message to a workflow, which is kept from being deleted meanwhile.
+
+        Raises:
+            WorkflowNotFoundError: it has been deleted.
+        """
+        with self.database.begin() as connection:
+            with batch(connection):
+                kept = answer_of(connection, queries.keep_workflow, {"workflow_id": row["workflow_id"]})
+                insert_rows(connection, messages, [row])
+            if not kept.rows():
+                raise self._unknown(row["workflow_id"])
 
     def head(self, workflow_id: str) -> Workflow:
         """A workflow without its stages: cheap, for asking after its status.

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from stabilize_celery.errors import RecoveryError
 from stabilize_celery.models.status import COMPLETED_STATUSES, WorkflowStatus
 from stabilize_celery.persistence import retention_store
+from stabilize_celery.persistence.database import repeated
 from stabilize_celery.persistence.store import WorkflowStore
 
 #: How a workflow can end.
@@ -67,12 +69,14 @@ def prune(
     for status in chosen:
         after: str | None = ""
         while after is not None:
-            ids, letters, after = retention_store.delete_old(store, before, status, after, batch)
+            ids, letters, after = repeated(
+                partial(retention_store.delete_old, store, before, status, after, batch)
+            )
             pruned.workflows[status] += len(ids)
             pruned.dead_letters += letters
             if on_progress is not None and ids:
                 on_progress(pruned)
-    while deleted := retention_store.delete_stray_letters(store, before, batch):
+    while deleted := repeated(partial(retention_store.delete_stray_letters, store, before, batch)):
         pruned.dead_letters += deleted
     pruned.workflows += Counter()
     return pruned

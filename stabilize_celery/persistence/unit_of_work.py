@@ -177,8 +177,9 @@ class UnitOfWork(Sends):
         if workflow.id in self._locked_workflows:
             self.change(workflow, live_branches=workflow.live_branches - ended)
             return workflow.live_branches
-        if ended == workflow.live_branches:
-            # The only branch there is, read behind the gate: nobody is left who could add to it.
+        if ended == workflow.live_branches == 1:
+            # The header was read without a lock, but within the gate and while the branch that ends here counted: if
+            # it was the only one then, no other could start since.  Two or more may have become others meanwhile.
             self._locked_workflows.add(workflow.id)
             self.change(workflow, live_branches=0)
             return 0

@@ -138,3 +138,26 @@ def test_two_branches_that_stop(scene: Scene, order: tuple[int, int], at: str) -
     assert run.status.is_complete, statuses(run)
     assert times_started(run, "join") == 0
     check(scene, run)
+
+
+@orders
+@points
+@pytest.mark.parametrize("behind", [1, 2])
+def test_a_branch_that_stops_and_one_that_goes_on_elsewhere(
+    scene: Scene, behind: int, order: tuple[int, int], at: str
+) -> None:
+    """The stopped one gives up the join, and with it the other's token there, but not what the other has started."""
+    more = [a_stage(f"c{i}", after=["b"]) for i in range(behind)]
+    stopped = {"do": [{"return": "stopped"}]}
+    run = scene.start(
+        flow(a_stage("a", "script", context=stopped), a_stage("b"), a_stage("join", after=["a", "b"]), *more),
+        "RunTask a",
+        "RunTask b",
+    )
+    ends = [scene.message("RunTask a"), scene.message("RunTask b")]
+    scene.collide(ends[order[0]], ends[order[1]], at)
+    scene.proceed()
+    assert run.status is S.SUCCEEDED
+    assert times_started(run, "join") == 0
+    assert {statuses(run)[each.ref_id] for each in more} == {"SUCCEEDED"}, "a branch was cut off"
+    check(scene, run)

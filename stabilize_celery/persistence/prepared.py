@@ -55,7 +55,7 @@ class Prepared:
         return tuple([values[name] for name in self._positions])
 
     def named(self, bound: Sequence[Any]) -> Any:
-        """Bound parameters as listeners of SQLAlchemy's events know them, for :attr:`sql`."""
+        """Bound parameters as SQLAlchemy's events show them, for :attr:`sql`."""
         return dict(zip(self._positions, bound, strict=True)) if self.text is not self.sql else bound
 
     def rows(self, found: Iterable[Sequence[Any]]) -> Rows:

@@ -3,12 +3,14 @@
 SQLAlchemy builds every statement, once.  Running one through it costs several times what the driver needs, for a
 generality that is not wanted here: results are plain dictionaries, parameters are those the statement names.  So a
 statement is compiled once per dialect, with its types' own conversions (``prepared.py``), and then given as text to the
-driver, or to PostgreSQL itself (``wire.py``).  Errors are SQLAlchemy's, and its events see every statement.
+driver, or to PostgreSQL itself (``wire.py``).  Errors are SQLAlchemy's.  Its events of statements (``before_execute``,
+``before_cursor_execute``, ``after_cursor_execute``, ``handle_error``) are not sent: there is no cursor and no execution
+context for a listener to use, and what another library does in one must not come between us and the server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -21,6 +23,14 @@ from stabilize_celery.persistence.wire import is_ours, wire_of
 
 #: Rows are inserted so many at a time: a statement for each number of rows would fill the memory of the session.
 _TOGETHER = (50, 8, 7, 6, 5, 4, 3, 2, 1)
+#: The seam of tests that count statements, or decide when each may run.  Called in the thread that runs the statement,
+#: before it, with the connection, the SQL as SQLAlchemy writes it, and a list with the parameters of each execution.
+#: What it raises is raised in place of the statement, and the connection stays usable.  Statements that SQLAlchemy runs
+#: itself, and BEGIN, COMMIT and ROLLBACK, are seen through SQLAlchemy's events; ``tests/watch.py`` joins the two.
+on_statement: Callable[[Connection, str, list[Any]], None] | None = None
+#: False: a batch and its commit, and the executions of a list, are sent one by one, and each is answered before
+#: ``on_statement`` is called for the next.
+batches = True
 
 
 class Answer:
@@ -108,7 +118,7 @@ def batch(connection: Connection, *, commit: bool = False) -> Iterator[None]:
     Raises:
         DBAPIError: as SQLAlchemy raises it; for PostgreSQL whichever statement failed first.
     """
-    if not isinstance(connection.connection.driver_connection, psycopg.Connection):
+    if not batches or not isinstance(connection.connection.driver_connection, psycopg.Connection):
         yield
         return
     try:
@@ -136,16 +146,16 @@ def _write(connection: Connection, prepared: Prepared, parameters: Sequence[Para
 
 def _run(connection: Connection, prepared: Prepared, bound: list[tuple[Any, ...]]) -> Any:
     """Run it, and return what has its rows."""
+    if not batches and len(bound) > 1:
+        return [_run(connection, prepared, [each]) for each in bound][-1]
+    if on_statement is not None:
+        on_statement(connection, prepared.sql, [prepared.named(each) for each in bound])
     pooled: Any = connection.connection
-    many = len(bound) > 1
-    for listener in connection.dispatch.before_cursor_execute:
-        shown = [prepared.named(each) for each in bound]
-        listener(connection, None, prepared.sql, shown if many else shown[0], None, many)
     try:
         if isinstance(pooled.driver_connection, psycopg.Connection):
             return wire_of(pooled).run(prepared.text, bound)
         cursor = pooled.driver_connection.cursor()
-        if many:
+        if len(bound) > 1:
             cursor.executemany(prepared.text, bound)
         else:
             cursor.execute(prepared.text, bound[0])

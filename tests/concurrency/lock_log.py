@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-import pytest
 from sqlalchemy import event
 
 from stabilize_celery import Stabilize
-from stabilize_celery.persistence.wire import Wire
 from tests.services import plain_address
+from tests.watch import watching
 
 #: The tables in the order in which their rows are locked; before all of them comes the gate of the workflow.
 TABLES = ("messages", "slots", "stages", "workflows")
@@ -79,7 +78,7 @@ class LockLog:
         self.transactions.append(self._current)
         self._learn()
 
-    def statement(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def statement(self, _connection: Any, statement: str, _parameters: Any) -> None:
         if self._current is not None:
             self._look(self._current)
             self._current.last = statement
@@ -124,15 +123,9 @@ def lock_log(engine: Stabilize, url: str) -> Iterator[LockLog]:
     """Log the locks of everything the engine does within the block."""
     log = LockLog(url)
     sql = engine.store.database.engine
-    listeners = {
-        "begin": log.begin,
-        "before_cursor_execute": log.statement,
-        "commit": log.end,
-        "rollback": log.end,
-    }
-    with pytest.MonkeyPatch.context() as patched:
-        # One statement after the other, so that each can be looked at.
-        patched.setattr(Wire, "batch", _one_by_one)
+    listeners = {"begin": log.begin, "commit": log.end, "rollback": log.end}
+    # One statement after the other, so that each can be looked at.
+    with watching(sql, log.statement, one_by_one=True):
         for name, listener in listeners.items():
             event.listen(sql, name, listener)
         try:
@@ -141,8 +134,3 @@ def lock_log(engine: Stabilize, url: str) -> Iterator[LockLog]:
             for name, listener in listeners.items():
                 event.remove(sql, name, listener)
             log.close()
-
-
-@contextmanager
-def _one_by_one(_wire: Wire, *, commit: bool = False) -> Iterator[None]:
-    yield

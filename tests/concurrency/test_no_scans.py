@@ -13,7 +13,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import event
 
 from stabilize_celery import Stabilize
 from stabilize_celery import WorkflowStatus as S
@@ -24,6 +23,7 @@ from stabilize_celery.persistence.pages import stage as pages_stage
 from tests.concurrency.stage_hands import Scene, scene_on
 from tests.concurrency.workflows import SCENARIOS
 from tests.services import plain_address
+from tests.watch import watching
 
 ROWS = 50_000
 #: Statements that may read a whole table, by how they begin, each with its reason.
@@ -44,17 +44,12 @@ class Statements:
 
     @contextmanager
     def of(self, engine: Stabilize) -> Iterator[None]:
-        sql = engine.store.database.engine
-        event.listen(sql, "before_cursor_execute", self._note)
-        try:
+        with watching(engine.store.database.engine, self._note):
             yield
-        finally:
-            event.remove(sql, "before_cursor_execute", self._note)
 
-    def _note(self, _connection: Any, _cursor: Any, text: str, parameters: Any, *_: Any) -> None:
+    def _note(self, _connection: Any, text: str, parameters: list[Any]) -> None:
         if text.lstrip().upper().startswith(("SELECT", "UPDATE", "DELETE", "INSERT", "WITH")):
-            one = parameters[0] if isinstance(parameters, list) and parameters else parameters
-            self.seen.setdefault(text, one)
+            self.seen.setdefault(text, parameters[0])
 
 
 def look_at_everything(scene: Scene) -> None:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from stabilize_celery import Stabilize
 from stabilize_celery.delivery.publisher import task_message
 from stabilize_celery.persistence.tables import PREFIX
+from tests.watch import watching
 
 #: Statements by which the processor of an embedded engine finds out that nothing is left to do.
 POLLS = ("min(stabilize_messages.send_at)", "SKIP LOCKED")
@@ -55,7 +56,6 @@ class Meter:
         self._engine = engine
         self._app = Celery("costs", broker="memory://", set_as_current=False)
         self._costs: Costs | None = None
-        event.listen(engine.store.database.engine, "before_cursor_execute", self._executed)
         publish = engine.publisher.publish
 
         def counted(outgoing: list[Any]) -> None:
@@ -68,11 +68,14 @@ class Meter:
 
         engine.publisher.publish = counted
 
-    def _executed(
-        self, _connection: Any, _cursor: Any, sql: str, _parameters: Any, _context: Any, _many: bool
-    ) -> None:
-        if self._costs is not None and not any(poll in sql for poll in POLLS):
-            self._costs.statements[" ".join(sql.split())[:120]] += 1
+    @contextmanager
+    def _counting(self, statements: Counter[str]) -> Iterator[None]:
+        def executed(_connection: Any, sql: str, _parameters: Any) -> None:
+            if not any(poll in sql for poll in POLLS):
+                statements[" ".join(sql.split())[:120]] += 1
+
+        with watching(self._engine.store.database.engine, executed):
+            yield
 
     @contextmanager
     def measuring(self) -> Iterator[Costs]:
@@ -81,7 +84,8 @@ class Meter:
         before = self._read()
         self._costs = costs
         try:
-            yield costs
+            with self._counting(costs.statements):
+                yield costs
         finally:
             self._costs = None
         transactions, log, rows, read = (now - then for now, then in zip(self._read(), before, strict=True))

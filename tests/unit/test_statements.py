@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import bindparam, event, insert, select
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from stabilize_celery import StageExecution, Workflow
@@ -16,6 +17,7 @@ from stabilize_celery.persistence.statements import answer_of, batch, insert_row
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import history, messages, slots, workflows
 from stabilize_celery.persistence.wire import Wire
+from tests.watch import watching
 
 PARTS = ("a", 'quote " and % and \\', "ünï", "\U0001f600", "")
 read_history = select(*history.c).where(history.c.workflow_id == bindparam("wf")).order_by(history.c.step)
@@ -153,20 +155,56 @@ def test_a_missing_parameter_is_an_error_here(store):
         rows_of(connection, read_history, {})
 
 
-def test_events_see_every_statement(store):
+def use_a_watched_store(store, **options):
     seen = []
-    event.listen(
-        store.database.engine,
-        "before_cursor_execute",
-        lambda _connection, _cursor, sql, parameters, _context, many: seen.append((sql, parameters, many)),
-    )
+    with (
+        watching(store.database.engine, lambda _, sql, given: seen.append((sql, given)), **options),
+        store.database.begin() as connection,
+    ):
+        with batch(connection, commit=True):
+            answer_of(connection, read_history, {"wf": "x"})
+            write(connection, forget, [{"config": "one"}, {"config": "two"}])
+        connection.execute(read_kept)
+    return [each for each in seen if not each[0].startswith("BEGIN")]
+
+
+def test_a_watcher_sees_every_statement(store):
+    read, deleted, by_sqlalchemy = use_a_watched_store(store)
+    assert "stabilize_history" in read[0]
+    assert len(read[1]) == 1
+    assert "DELETE" in deleted[0]
+    assert len(deleted[1]) == 2
+    assert "keep_waiting" in by_sqlalchemy[0]
     with store.database.begin() as connection:
-        rows_of(connection, read_history, {"wf": "x"})
-        write(connection, forget, [{"config": "one"}, {"config": "two"}])
-    seen = [each for each in seen if not each[0].startswith("BEGIN")]
-    assert len(seen) == 2
-    assert "SELECT" in seen[0][0]
-    assert seen[1][2] is True
+        rows_of(connection, read_history, {"wf": "x"})  # Not watched any more.
+
+
+def test_a_watcher_may_see_them_one_by_one(store, monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        Wire, "send", lambda wire, send=Wire.send: (sent.append(len(wire._waiting)), send(wire))
+    )
+    assert len(use_a_watched_store(store, one_by_one=True)) == 4
+    assert set(sent) <= {1}
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_watcher_that_raises_takes_the_place_of_the_statement(store, batched):
+    def refuse(_connection, sql, _parameters):
+        if "DELETE" in sql:
+            raise KeyboardInterrupt
+
+    rows = [{"pipeline_config_id": "one", "max_concurrent": 5, "keep_waiting": True, "set_by": None}]
+
+    def use():
+        with store.database.begin() as connection, batch(connection) if batched else nullcontext():
+            insert_rows(connection, slots, rows)
+            write(connection, forget, [{"config": "one"}])
+
+    with watching(store.database.engine, refuse), pytest.raises(KeyboardInterrupt):
+        use()
+    with store.database.begin() as connection:
+        assert rows_of(connection, read_kept, {}) == []
 
 
 def test_a_lost_connection_is_given_up(postgres_url):

@@ -19,6 +19,25 @@ def exclusive_downstream(requires: Mapping[str, Collection[str]], start: Collect
     return region
 
 
+def restart_region(
+    requires: Mapping[str, Collection[str]], start: str, canceled_by: Mapping[str, Collection[str]]
+) -> set[str]:
+    """What runs again with ``start``: everything after it, what the failures of those stages canceled, and so on.
+
+    Args:
+        requires: the graph.
+        start: the stage that is restarted.
+        canceled_by: each stage that was canceled because others failed, with those.
+    """
+    region: set[str] = set()
+    waiting = {start}
+    while waiting:
+        for ref in waiting:
+            region |= {ref} | downstream_closure(requires, ref)
+        waiting = {ref for ref, failed in canceled_by.items() if not region.isdisjoint(failed)} - region
+    return region
+
+
 def is_backward(requires: Mapping[str, Collection[str]], source: str, target: str) -> bool:
     """Whether a jump goes back: to itself, or to a stage the source comes after."""
     return target == source or source in downstream_closure(requires, target)

@@ -114,13 +114,9 @@ def _child_ended(unit: Unit, child: StageExecution) -> None:
         unit.send(ContinueParentStage(**stage_ids(parent), phase=child.phase or Phase.AFTER))
 
 
-def resume_progress(unit: Unit, workflow: Workflow, *, old_failures_count: bool = True) -> None:
-    """After a workflow was rewired: count its branches anew, start what is ready, end it if nothing is left.
-
-    Args:
-        unit: the transaction.
-        workflow: with all its stages.
-        old_failures_count: whether a stage that is TERMINAL ends it at once; if not, at its end.
+def resume_progress(unit: Unit, workflow: Workflow) -> None:
+    """After a workflow, given with all its stages, was rewired: count its branches, start what is ready, end it if
+    nothing is left or a failure ends it.
     """
     count = recount(workflow.top_level_stages())
     for stage in workflow.top_level_stages():
@@ -133,10 +129,16 @@ def resume_progress(unit: Unit, workflow: Workflow, *, old_failures_count: bool 
     if workflow.status is not S.RUNNING:
         return
     start_all(unit, count.ready)
-    failed = any(stage.status is S.TERMINAL for stage in workflow.top_level_stages())
-    terminal = failed and old_failures_count
-    if terminal or count.live == 0:
-        unit.send(CompleteWorkflow(workflow_id=workflow.id, halted=terminal))
+    failed = any(stage.ends_workflow for stage in workflow.top_level_stages())
+    if failed or count.live == 0:
+        unit.send(CompleteWorkflow(workflow_id=workflow.id, halted=failed))
+
+
+def accept_failures(unit: Unit, workflow: Workflow) -> None:
+    """What has failed so far ends the workflow, given with all its stages, when its branches have ended, not before."""
+    for stage in workflow.top_level_stages():
+        if stage.ends_workflow:
+            unit.change(stage, released=True)
 
 
 def wake_paused(unit: Unit, workflow: Workflow, actor: str | None) -> None:

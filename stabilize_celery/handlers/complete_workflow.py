@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stabilize_celery.dag.outcome import workflow_outcome
 from stabilize_celery.handlers.base import Handler, find_workflow
-from stabilize_celery.handlers.lifecycle import cancel_stage, end_workflow
+from stabilize_celery.handlers.lifecycle import CANCELED_BY, cancel_stage, end_workflow, update_context
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteWorkflow
 from stabilize_celery.models.status import WorkflowStatus as S
@@ -34,18 +34,29 @@ class CompleteWorkflowHandler(Handler[CompleteWorkflow]):
         assert whole is not None
         statuses = {stage.status for stage in whole.top_level_stages()}
         ended = workflow.live_branches == 0
-        if S.TERMINAL in statuses:
+        if any(stage.ends_workflow for stage in whole.top_level_stages()):
             self._fail(unit, whole)
+        elif ended and S.TERMINAL in statuses:
+            end_workflow(unit, whole, S.TERMINAL, _failed(whole))
         elif ended:
             end_workflow(unit, whole, workflow_outcome(statuses, fail_at_end=_fails_at_end(whole)))
 
     def _fail(self, unit: Unit, workflow: Workflow) -> None:
-        failed = next(s for s in workflow.top_level_stages() if s.status is S.TERMINAL)
+        failed = [s.ref_id for s in workflow.top_level_stages() if s.ends_workflow]
+        reason = f"stage {failed[0]} failed"
         for stage in workflow.stages:
             if not stage.status.is_complete and stage.status is not S.NOT_STARTED:
-                cancel_stage(unit, stage, f"stage {failed.ref_id} failed", "system")
+                if not stage.is_synthetic:
+                    # For a restart of what failed, which lets them run again.
+                    update_context(unit, stage, {CANCELED_BY: failed})
+                cancel_stage(unit, stage, reason, "system")
         unit.change(workflow, has_halted=True)
-        end_workflow(unit, workflow, S.TERMINAL, f"stage {failed.ref_id} failed")
+        end_workflow(unit, workflow, S.TERMINAL, reason)
+
+
+def _failed(workflow: Workflow) -> str:
+    failed = next(stage for stage in workflow.top_level_stages() if stage.status is S.TERMINAL)
+    return f"stage {failed.ref_id} failed"
 
 
 def _fails_at_end(workflow: Workflow) -> bool:

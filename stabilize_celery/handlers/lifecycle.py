@@ -19,6 +19,9 @@ SUB_WORKFLOW_ENDED = "_sub_workflow_ended"
 #: In a stage's context: who wants it skipped when its turn comes.
 SKIP_KEY = "_skip_requested"
 
+#: In a stage's context: the ref_ids of the stages whose failure canceled it.
+CANCELED_BY = "_canceled_by"
+
 #: In a stage's context: which of its synthetic stages could not be planned.
 PLANNING_FAILED = {
     Phase.BEFORE: "beforeStagePlanningFailed",
@@ -37,6 +40,7 @@ PASS_KEYS = (
     "jump_error",
     "_sub_workflow_id",
     SKIP_KEY,
+    CANCELED_BY,
 )
 
 

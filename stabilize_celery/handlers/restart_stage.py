@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from stabilize_celery.dag.topology import downstream_closure
+from stabilize_celery.dag.regions import restart_region
 from stabilize_celery.handlers.base import Handler, find_stage, refused
-from stabilize_celery.handlers.branches import resume_progress
-from stabilize_celery.handlers.lifecycle import remove_children, reset_stage, revive_workflow, transition
+from stabilize_celery.handlers.branches import accept_failures, resume_progress
+from stabilize_celery.handlers.lifecycle import (
+    CANCELED_BY,
+    remove_children,
+    reset_stage,
+    revive_workflow,
+    transition,
+)
 from stabilize_celery.handlers.slots import admit
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import RestartStage
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.workflow import Workflow
 
 
 class RestartStageHandler(Handler[RestartStage]):
@@ -34,8 +41,7 @@ class RestartStageHandler(Handler[RestartStage]):
             return
         actor = message.user or None
         reason = f"restart from {stage.ref_id}"
-        requires = {s.ref_id: s.requisite_stage_ref_ids for s in workflow.top_level_stages()}
-        region = downstream_closure(requires, stage.ref_id) | {stage.ref_id}
+        region = _region(workflow, stage)
         for each in workflow.top_level_stages():
             if each.ref_id in region and (each.status is not S.NOT_STARTED or each.generation):
                 remove_children(unit, each, reason, actor)
@@ -47,11 +53,18 @@ class RestartStageHandler(Handler[RestartStage]):
                 "restartDetails": {"restartedBy": message.user, "restartTime": unit.now.isoformat()},
             },
         )
+        # What else has failed would end it before the restarted stage has run.
+        accept_failures(unit, workflow)
         if workflow.status.is_complete:
             revive_workflow(unit, workflow, reason, actor)
             if slots is not None and not admit(unit, workflow, slots):
                 resume_progress(unit, workflow)
                 return
             transition(unit, workflow, S.RUNNING, reason, actor=actor)
-        # Another stage that failed at the same time would end it before the restarted one has run.
-        resume_progress(unit, workflow, old_failures_count=False)
+        resume_progress(unit, workflow)
+
+
+def _region(workflow: Workflow, stage: StageExecution) -> set[str]:
+    stages = workflow.top_level_stages()
+    canceled_by = {s.ref_id: s.context.get(CANCELED_BY, ()) for s in stages if s.status is S.CANCELED}
+    return restart_region({s.ref_id: s.requisite_stage_ref_ids for s in stages}, stage.ref_id, canceled_by)

@@ -72,7 +72,8 @@ class StageExecution:
     open_upstreams: int = field(default=0, repr=False)
     #: A required stage ended in a way that will never let this one start.
     blocked: bool = field(default=False, repr=False)
-    #: A jump leads to it: it starts whatever the stages it requires do.
+    #: Taken out of the ordinary rules.  Before it starts: a jump leads to it, so it starts whatever the stages it
+    #: requires do.  When it is TERMINAL: its failure was dealt with, see :attr:`ends_workflow`.
     released: bool = field(default=False, repr=False)
     #: Phase of the parent it belongs to; ``None`` for a stage of the workflow itself.
     phase: Phase | None = field(default=None, repr=False)
@@ -291,6 +292,14 @@ class StageExecution:
         """The task after ``task``: list order is execution order."""
         index = next(i for i, other in enumerate(self.tasks) if other.id == task.id)
         return self.tasks[index + 1] if index + 1 < len(self.tasks) else None
+
+    @property
+    def ends_workflow(self) -> bool:
+        """Whether its failure ends the workflow at once.
+
+        Once another stage was restarted it does not: the other branches end first, and then the workflow is TERMINAL.
+        """
+        return self.status is WorkflowStatus.TERMINAL and not self.released
 
     def failure_status(self, default: WorkflowStatus = WorkflowStatus.TERMINAL) -> WorkflowStatus:
         """What a failure of this stage becomes under its own failure policy (behaviour: failure mapping)."""

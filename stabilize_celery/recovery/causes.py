@@ -115,7 +115,7 @@ class _Examination:
         halted = any(
             r["type"] == "CompleteWorkflow" and r["payload"].get("halted") for r in self.standing.messages
         )
-        return halted and any(stage.status is S.TERMINAL for stage in self.workflow.top_level_stages())
+        return halted and any(stage.ends_workflow for stage in self.workflow.top_level_stages())
 
     def _check_slot(self) -> None:
         workflow = self.workflow
@@ -142,7 +142,7 @@ class _Examination:
         if running and workflow.has_halted != count.halted:
             told = "a stage halted" if count.halted else "no stage halted"
             self._problem("wrong count", f"it does not know that {told}", Remedy.RECOUNT)
-        if running or not any(stage.status is S.TERMINAL for stage in top):
+        if running or not any(stage.ends_workflow for stage in top):
             self._check_arrivals(top, count.arrivals)
         for stage in count.ready if running else ():
             if not self._sent(stage) & _STARTERS:

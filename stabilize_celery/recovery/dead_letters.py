@@ -12,7 +12,7 @@ from typing import Any
 
 from stabilize_celery.delivery.dispatch import Dispatcher, burial_reason
 from stabilize_celery.errors import DeadLetterError, StabilizeError
-from stabilize_celery.handlers.branches import resume_progress
+from stabilize_celery.handlers.branches import accept_failures, resume_progress
 from stabilize_celery.handlers.lifecycle import remove_children, reset_stage, revive_workflow, transition
 from stabilize_celery.handlers.slots import admit
 from stabilize_celery.messages import StartWorkflow
@@ -157,6 +157,8 @@ class _Retry:
         for stage in _outermost(workflow, canceled):
             remove_children(unit, stage, self._reason, self._actor)
             reset_stage(unit, stage, self._reason, self._actor)
+        # As after a restart, stages that had failed before count at the end only.
+        accept_failures(unit, workflow)
         revive_workflow(unit, workflow, self._reason, self._actor)
         if workflow.start_time is None:
             if self._letter["type"] != "StartWorkflow":
@@ -167,8 +169,7 @@ class _Retry:
             resume_progress(unit, workflow)
         else:
             transition(unit, workflow, S.RUNNING, self._reason, actor=self._actor)
-            # Stages that had failed before go on counting at the end only, as after a restart.
-            resume_progress(unit, workflow, old_failures_count=False)
+            resume_progress(unit, workflow)
         self._put_back_wish(workflow)
         return "its workflow goes on"
 

@@ -44,7 +44,6 @@ def mend(unit: Unit, workflow: Workflow, problem: Problem, actor: str) -> None:
 
 
 def _recount(unit: Unit, workflow: Workflow, actor: str) -> None:
-    # A stage that failed long ago, and was left when another one was restarted, ends the workflow at its end.
     resume_progress(unit, workflow)
 
 

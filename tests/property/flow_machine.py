@@ -318,11 +318,7 @@ class Machine:
 
     def _check_counters(self, workflow: Workflow) -> None:
         top = workflow.top_level_stages()
-        if (
-            workflow.status.is_complete
-            or workflow.start_time is None
-            or any(s.status is S.TERMINAL for s in top)
-        ):
+        if workflow.status.is_complete or workflow.start_time is None or any(s.ends_workflow for s in top):
             # Nothing counts any more: it ends as soon as it may.
             return
         count = recount(top)

@@ -9,7 +9,14 @@ import pytest
 from sqlalchemy import bindparam, delete, select, update
 
 from stabilize_celery.delivery.dispatch import Dispatcher
-from stabilize_celery.handlers import branches, complete_stage, planning, start_stage, start_workflow
+from stabilize_celery.handlers import (
+    branches,
+    complete_stage,
+    planning,
+    restart_stage,
+    start_stage,
+    start_workflow,
+)
 from stabilize_celery.handlers.complete_stage import CompleteStageHandler
 from stabilize_celery.handlers.complete_workflow import CompleteWorkflowHandler
 from stabilize_celery.messages import StageLevel
@@ -213,6 +220,19 @@ def synthetic_stages_are_planned_twice(patch):
 
     for module in (planning, start_stage, complete_stage):
         patch.setattr(module, "begin_phase", again)
+
+
+# ---------------------------------------------------------------------- repairs
+
+
+@breaks("failures_are_dealt_with_once")
+def an_earlier_failure_counts_again(patch):
+    patch.setattr(restart_stage, "accept_failures", lambda unit, workflow: None)
+
+
+@breaks("failures_are_dealt_with_once")
+def what_a_failure_canceled_stays_canceled(patch):
+    patch.setattr(restart_stage, "CANCELED_BY", "nothing")
 
 
 # ---------------------------------------------------------------------- limits and history

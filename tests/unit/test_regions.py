@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stabilize_celery.dag.regions import is_backward, jump_regions
+from stabilize_celery.dag.regions import is_backward, jump_regions, restart_region
 
 #: a -> b -> c -> d, with a side branch b -> x and a join of x with an outside stage: j < x o
 GRAPH = {
@@ -52,3 +52,17 @@ def test_what_a_jump_resets_and_what_it_passes_over(
     source: str, target: str, reset: str, passed: str
 ) -> None:
     assert jump_regions(GRAPH, source, target) == (set(reset.split()), set(passed.split()))
+
+
+@pytest.mark.parametrize(
+    ("start", "canceled_by", "region"),
+    [
+        pytest.param("c", {}, "cd", id="what follows"),
+        pytest.param("c", {"o": ["c"]}, "cdoj", id="what its failure canceled, and what follows that"),
+        pytest.param("b", {"o": ["c"]}, "bcdxjo", id="what failed is behind the restarted stage"),
+        pytest.param("c", {"o": ["x"]}, "cd", id="another failure canceled it"),
+        pytest.param("c", {"x": ["c", "o"], "o": ["x"]}, "cdxjo", id="one failure behind another"),
+    ],
+)
+def test_what_a_restart_runs_again(start: str, canceled_by: dict[str, list[str]], region: str) -> None:
+    assert restart_region(GRAPH, start, canceled_by) == set(region)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -49,6 +50,18 @@ _VERBS = (
     "pause and resume",
     "pause and resume",
 )
+#: What people do to a workflow in which something failed, one thing after the other.
+_REPAIRS = (
+    "restart_failed",
+    "restart_failed",
+    "restart_ended",
+    "restart_ended",
+    "pause",
+    "resume",
+    "skip_stage",
+    "cancel_stage",
+    "signal",
+)
 _PHASES = ("before", "after", "on_failure")
 
 
@@ -59,7 +72,7 @@ def random_plan(seed: int) -> Plan:
     number, most = (random.randint(2, 4), 2) if limited else (1, 6)
     workflows = [_stages(random, most) for _ in range(number)]
     stages = sum(map(len, workflows))
-    return Plan(
+    plan = Plan(
         workflows=workflows,
         max_jumps=random.randint(0, 3),
         limit=random.randint(1, 2) if limited else None,
@@ -68,6 +81,11 @@ def random_plan(seed: int) -> Plan:
         controls=tuple(_controls(random)),
         faults=tuple(random_faults(random, length=4 + 3 * stages)),
     )
+    # Drawn apart, so that the other histories of known seeds stay what they are.
+    repairs = Random(f"repairs {seed}")
+    if repairs.random() < 0.3:
+        plan = replace(plan, controls=(*plan.controls, *_repairs(repairs)))
+    return plan
 
 
 def _stages(random: Random, most: int, depth: int = 2) -> list[dict[str, Any]]:
@@ -105,6 +123,18 @@ def _script(random: Random, refs: tuple[str, ...]) -> list[str]:
         else:
             steps.append(step)
     return steps
+
+
+def _repairs(random: Random) -> list[Control]:
+    """People repair: they restart what failed, or something else, and go on with what they can do."""
+    workflow, at = random.randrange(4), random.randint(6, 40)
+    made = [Control(at, random.choice(("restart_failed", "restart_ended")), workflow, random.randrange(9))]
+    for _ in range(random.randint(1, 4)):
+        at += random.choice((1, 1, 2, 3, 8))
+        made.append(
+            Control(at, random.choice(_REPAIRS), workflow, random.randrange(9), random.random() < 0.5)
+        )
+    return made
 
 
 def _controls(random: Random) -> list[Control]:

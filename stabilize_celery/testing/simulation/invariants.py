@@ -6,6 +6,7 @@ here, when nothing is left to do.  :data:`INVARIANTS` names all of it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,10 +38,12 @@ INVARIANTS: dict[str, str] = {
     "joins_fire_once_per_generation": "a stage starts once per pass, after everything it requires",
     "finished_tasks_were_run": "a task succeeds only if its code was called in that pass",
     "branch_counts_are_exact": "what is counted while things happen is what a count of the stages gives",
+    "failures_are_dealt_with_once": "a restart takes back what the failure did, and no earlier failure ends it at once",
     "synthetic_stages_are_planned_once": "a stage has the synthetic stages its builder planned, once each",
 }
 #: What has a status: stage, task, and generation; none of them for the workflow.
 _Subject = tuple[str | None, str | None, int]
+_FAILED = re.compile("stage (.+) failed")
 _ACTIVE = (S.RUNNING, S.SUSPENDED, S.PAUSED)
 
 
@@ -135,10 +138,11 @@ def every_workflow_ends_or_waits_for_a_named_reason(evidence: Evidence) -> Itera
 
 
 def _is_orphan(workflow: Workflow, evidence: Evidence) -> bool:
-    """Whether it was started by a stage that has ended or begun anew since."""
+    """Whether it was started by a stage that has ended or begun anew since, and was not restarted after that."""
     parent = workflow.parent
     outer = None if parent is None else evidence.by_id.get(parent.workflow_id)
-    if parent is None or outer is None:
+    revived = any(event["event"] == "revive" for event in evidence.histories[workflow.id])
+    if parent is None or outer is None or revived:
         return False
     stage = next((stage for stage in outer.stages if stage.id == parent.stage_id), None)
     return stage is None or stage.generation != parent.generation or stage.status.is_complete
@@ -214,7 +218,7 @@ def branch_counts_are_exact(evidence: Evidence) -> Iterator[str]:
     """The counters by which joins fire and workflows end are what a count from scratch gives."""
     for workflow in evidence.workflows:
         top = workflow.top_level_stages()
-        failed = any(stage.status is S.TERMINAL for stage in top)
+        failed = any(stage.ends_workflow for stage in top)
         if workflow.status.is_complete or workflow.start_time is None or failed:
             # Nothing counts any more: it ends as soon as it may.
             continue
@@ -228,6 +232,38 @@ def branch_counts_are_exact(evidence: Evidence) -> Iterator[str]:
                 counted, right = (stage.open_upstreams, stage.blocked), count.arrivals[stage.id]
                 if counted != right:
                     yield f"{workflow.name}: stage {stage.name} counts {counted}, it should be {right}"
+
+
+def failures_are_dealt_with_once(evidence: Evidence) -> Iterator[str]:
+    """A failure before the last restart cancels nothing; what a failure canceled runs again with what failed."""
+    for workflow in evidence.workflows:
+        if workflow.is_canceled:
+            continue
+        refs = {stage.id: stage.ref_id for stage in workflow.top_level_stages()}
+        fresh: set[str] = set()
+        canceled: dict[str, str] = {}
+        owed: set[str] = set()
+        for event in evidence.histories[workflow.id]:
+            ref, reason = refs.get(event["stage_id"] or ""), event["reason"] or ""
+            if event["event"] == "reset" and reason.startswith("restart from") and ref is not None:
+                fresh.clear()
+                owed |= {other for other, failed in canceled.items() if failed == ref}
+            if event["event"] == "reset" and ref is not None:
+                canceled.pop(ref, None)
+                owed.discard(ref)
+            if event["event"] != "stage" or ref is None:
+                continue
+            if event["to_status"] is S.TERMINAL:
+                fresh.add(ref)
+            by_failure = _FAILED.fullmatch(reason)
+            if event["to_status"] is S.CANCELED and event["actor"] == "system" and by_failure is not None:
+                canceled[ref] = by_failure[1]
+                if by_failure[1] not in fresh:
+                    yield f"{workflow.name}: {ref} was canceled by the failure of {by_failure[1]}, an earlier one"
+        if owed:
+            yield f"{workflow.name}: {', '.join(sorted(owed))} stayed CANCELED when what failed was restarted"
+        if workflow.status is S.TERMINAL and not fresh and recount(workflow.top_level_stages()).live:
+            yield f"{workflow.name} is TERMINAL by an earlier failure, and its branches had not ended"
 
 
 def synthetic_stages_are_planned_once(evidence: Evidence) -> Iterator[str]:
@@ -247,6 +283,7 @@ AT_REST: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     joins_fire_once_per_generation,
     finished_tasks_were_run,
     branch_counts_are_exact,
+    failures_are_dealt_with_once,
     synthetic_stages_are_planned_once,
     every_workflow_ends_or_waits_for_a_named_reason,
 )

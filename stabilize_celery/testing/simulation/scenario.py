@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import StabilizeError
+from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.run import WorkflowRun
 from stabilize_celery.testing.simulation.generate import MAX_ATTEMPTS
@@ -26,6 +28,11 @@ from stabilize_celery.testing.simulation.story import Story
 from stabilize_celery.testing.simulation.watch import Violation
 from stabilize_celery.testing.simulation.world import World
 
+#: Verbs that are meant for some stages alone.
+_CHOSEN: dict[str, Callable[[StageExecution], bool]] = {
+    "restart_failed": lambda stage: stage.status is S.TERMINAL,
+    "restart_ended": lambda stage: stage.status.is_complete,
+}
 _MOST_WAITS = 40
 _MOST_RUNS = 1000
 
@@ -113,7 +120,10 @@ class _Controls:
         runs = all_runs(world)
         run = runs[control.workflow % len(runs)]
         workflow = run.workflow()
-        stage = workflow.stages[control.target % len(workflow.stages)]
+        stages = [
+            stage for stage in workflow.stages if _CHOSEN.get(control.verb, bool)(stage)
+        ] or workflow.stages
+        stage = stages[control.target % len(stages)]
         ref = stage.name if stage.is_synthetic else stage.ref_id
         subject = workflow.name
         if control.verb not in ("cancel", "pause", "resume"):
@@ -125,6 +135,8 @@ class _Controls:
             "cancel_stage": lambda: run.cancel_stage(ref, "kim"),
             "skip_stage": lambda: run.skip_stage(ref, "kim"),
             "restart_stage": lambda: run.restart_stage(ref, "kim"),
+            "restart_failed": lambda: run.restart_stage(ref, "kim"),
+            "restart_ended": lambda: run.restart_stage(ref, "kim"),
             "signal": lambda: run.signal(ref, "go", {"n": 1}, persistent=control.flag),
         }
         try:

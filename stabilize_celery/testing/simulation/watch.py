@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from stabilize_celery.messages import StageLevel
+from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.observe import Transition
 from stabilize_celery.persistence.inspection import running_without_slot, slot_uses
 from stabilize_celery.persistence.lease_store import Claimed
@@ -84,7 +85,7 @@ class Watch:
         change = unit.change
 
         def watched(entity: Any, **values: Any) -> None:
-            if values.get("released"):
+            if values.get("released") and entity.status is WorkflowStatus.NOT_STARTED:
                 self.released.add((entity.id, entity.generation))
             change(entity, **values)
 

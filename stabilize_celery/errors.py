@@ -355,12 +355,16 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+#: At the end of a text that was cut.
+TRUNCATED = " [TRUNCATED]"
+
+
 def truncate_error(text: str, limit: int = MAX_STORED_ERROR_BYTES) -> str:
     """Cut an error text to ``limit`` bytes of UTF-8, saying so."""
     raw = text.encode("utf-8", "replace")
     if len(raw) <= limit:
         return text
-    return raw[:limit].decode("utf-8", "ignore") + " [TRUNCATED]"
+    return raw[:limit].decode("utf-8", "ignore") + TRUNCATED
 
 
 def describe_error(error: BaseException, transient: bool | None = None) -> dict[str, Any]:

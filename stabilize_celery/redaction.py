@@ -1,14 +1,21 @@
-"""Hiding secrets from people: what stands under keys such as ``password`` never reaches a page, a log or an error.
+"""Secrets are hidden from people, by key and by value.
 
-What is stored for tasks is never changed; whoever shows something shows ``redact(value, settings.redact_keys)``.
+By key: what stands under ``password`` never reaches a page, a log or an error (:func:`redact`).  By value: what a stage
+knows under such keys is also hidden in the texts its code produces when it fails (:class:`Redactor`).  Data that tasks
+pass to each other is never changed.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
+from urllib.parse import quote, quote_plus, unquote
+
+from stabilize_celery.errors import TRUNCATED
 
 HIDDEN = "***"
 #: Values under these keys are hidden unless ``stabilize_redact_keys`` names others.
@@ -30,6 +37,10 @@ DEFAULT_KEYS: tuple[str, ...] = (
     "cookie",
 )
 
+#: A shorter value under a secret key is part of too many words to be looked for in texts.
+_SHORTEST = 4
+#: Lines of a secret of several lines are masked one by one from this length on: shorter ones are everywhere.
+_SHORTEST_LINE = 4
 #: Deeper than anything that is stored.
 _MAX_DEPTH = 400
 #: A word, and ``:`` or ``=`` after it, or a blank if it is an option of a command; quotes may be escaped.
@@ -41,7 +52,7 @@ _BARE = re.compile(
     r"""(?:(?:bearer|basic|digest|token|negotiate|apikey)\s++)?[^\s,;&"'<>()\[\]{}]++""", re.IGNORECASE
 )
 #: ``scheme://user:password@host``; the last @ counts, because passwords are written unescaped.
-_IN_URL = re.compile(r"""(?P<before>://[^\s/?#:@"'<>]*+):[^\s"'<>]{0,500}@""")
+_IN_URL = re.compile(r"""(?P<before>://[^\s/?#:@"'<>]*+):(?P<password>[^\s"'<>]{0,500})@""")
 _BEARER = re.compile(r"\b(?P<scheme>bearer|basic)\s+[\w+/=.~\-]{8,}", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _OPENING = {"{": "}", "[": "]", "(": ")"}
@@ -72,13 +83,107 @@ def redact_text(text: str, keys: Iterable[str] = DEFAULT_KEYS) -> str:
 
 
 def secrets_in(value: Any, keys: Iterable[str] = DEFAULT_KEYS) -> Iterator[Any]:
-    """The values that :func:`redact` would hide because of their keys, for masking them elsewhere."""
+    """The values that :func:`redact` hides because of their keys or their place in a URL, to find them elsewhere."""
     yield from _secrets(value, tuple(keys), 0)
 
 
-def is_secret(key: str, keys: Iterable[str] = DEFAULT_KEYS) -> bool:
-    """Whether what stands under ``key`` is hidden."""
-    return _is_secret(key, tuple(keys))
+class Masker:
+    """Replaces secrets in text, bytes and nested values.
+
+    A secret is also found in the forms in which programs usually repeat it: with its ends stripped, escaped
+    as JSON or for a shell or a URL, as base64, line by line.  A dict or list
+    stands for every string and number in it.
+    """
+
+    def __init__(self, secrets: Iterable[Any]) -> None:
+        forms = {form for secret in secrets for leaf in _leaves(secret) for form in _forms(leaf)}
+        # The longest first, so that a secret that contains another one is replaced as a whole.
+        self._forms = sorted(forms, key=lambda form: (-len(form), form))
+        self._text = _any_of(self._forms)
+        self._bytes = re.compile(self._text.pattern.encode("utf-8", "surrogatepass")) if self._text else None
+
+    def text(self, text: str, *, truncated: bool = False) -> str:
+        """The text without secrets; of ``truncated`` text also without the beginning of one at its end."""
+        if self._text is None:
+            return text
+        if text.endswith(TRUNCATED):
+            return self.text(text.removesuffix(TRUNCATED), truncated=True) + TRUNCATED
+        masked = self._text.sub(HIDDEN, text)
+        return self._cut_partial(masked) if truncated else masked
+
+    def data(self, data: bytes, *, truncated: bool = False) -> bytes:
+        """The same for bytes."""
+        if self._bytes is None:
+            return data
+        masked = self._bytes.sub(HIDDEN.encode(), data)
+        if not truncated:
+            return masked
+        text = masked.decode("utf-8", "surrogateescape")
+        return self._cut_partial(text).encode("utf-8", "surrogateescape")
+
+    def value(self, value: Any) -> Any:
+        """The same for every string in a JSON value, keys included."""
+        if self._text is None:
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, bytes):
+            return self.data(value)
+        if isinstance(value, Mapping):
+            return {self.value(key): self.value(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.value(item) for item in value]
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and str(value) in self._forms:
+            return HIDDEN
+        return value
+
+    def _cut_partial(self, text: str) -> str:
+        """``text`` was cut somewhere: what may be the beginning of a secret goes too."""
+        for size in range(min(len(text), max(map(len, self._forms)) - 1), 0, -1):
+            tail = text[-size:]
+            if any(form.startswith(tail) for form in self._forms):
+                return text[:-size] + HIDDEN
+        return text
+
+
+class Redactor:
+    """Hides the secrets of some data in what is said about it, by key and by value.
+
+    Args:
+        seen: the data; what it holds under secret keys, and passwords in its URLs, are found in texts too.
+        keys: usually ``settings.redact_keys``.
+        named: further values that are secret, however short.
+    """
+
+    def __init__(
+        self, seen: Iterable[Any] = (), keys: Iterable[str] = DEFAULT_KEYS, named: Iterable[Any] = ()
+    ) -> None:
+        self._keys = tuple(keys)
+        found = (leaf for each in seen for secret in secrets_in(each, self._keys) for leaf in _leaves(secret))
+        self._masker = Masker([*named, *(leaf for leaf in found if len(leaf) >= _SHORTEST)])
+
+    def text(self, text: str, *, truncated: bool = False) -> str:
+        """The text without secrets; of ``truncated`` text also without the beginning of one at its end."""
+        return redact_text(self._masker.text(text, truncated=truncated), self._keys)
+
+    def data(self, data: bytes, *, truncated: bool = False) -> bytes:
+        """The same for what a program printed."""
+        masked = self._masker.data(data, truncated=truncated).decode("utf-8", "surrogateescape")
+        return redact_text(masked, self._keys).encode("utf-8", "surrogateescape")
+
+    def value(self, value: Any) -> Any:
+        """A copy of a JSON value without secrets, by key and by value."""
+        return redact(self._masker.value(value), self._keys)
+
+    def kept(self, value: Any) -> Any:
+        """The same by value alone, and nothing of what is kept under secret keys: a task may need that again."""
+        if isinstance(value, Mapping):
+            return {
+                key: item if _hides(key, item, self._keys) else self.kept(item) for key, item in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.kept(item) for item in value]
+        return self._masker.value(value)
 
 
 def _redacted(value: Any, keys: tuple[str, ...], depth: int) -> Any:
@@ -112,6 +217,10 @@ def _secrets(value: Any, keys: tuple[str, ...], depth: int) -> Iterator[Any]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _secrets(item, keys, depth + 1)
+    elif isinstance(value, str):
+        for found in _IN_URL.finditer(value):
+            yield found["password"]
+            yield unquote(found["password"])
 
 
 @lru_cache(maxsize=4096)
@@ -191,3 +300,43 @@ def _end_of_brackets(text: str, start: int) -> int:
                 return place + 1
         place += 1
     return len(text)
+
+
+def _any_of(forms: list[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(map(re.escape, forms))) if forms else None
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, bytes):
+        yield value.decode("utf-8", "replace")
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    raw = secret.encode("utf-8", "surrogatepass")
+    candidates = [
+        secret,
+        secret.strip(),
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        repr(secret)[1:-1],
+        secret.replace("'", "'\"'\"'"),
+        secret.replace("'", "'\\''"),
+        quote(raw, safe=""),
+        quote(raw),
+        quote_plus(raw),
+        base64.b64encode(raw).decode(),
+        base64.urlsafe_b64encode(raw).decode().rstrip("="),
+    ]
+    lines = secret.split("\n")
+    if len(lines) > 1:
+        candidates += [line.strip() for line in lines if len(line.strip()) >= _SHORTEST_LINE]
+    # A secret of nothing but blanks would mask every gap between words.
+    yield from (form for form in candidates if form.strip())

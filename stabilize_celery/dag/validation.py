@@ -21,6 +21,7 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.suggestions import did_you_mean
+from stabilize_celery.tasks.shell import check_command
 
 
 def validate_workflow(workflow: Workflow) -> None:
@@ -141,6 +142,12 @@ def _check_options(stage: StageExecution) -> None:
     for key, reducer in stage.output_reducers.items():
         if reducer not in known_reducers():
             raise UnknownReducerError(unknown_reducer(reducer, f"{where}: output_reducers[{key!r}]"))
+    for task in stage.tasks:
+        if task.implementing_class.rpartition(".")[2].lower() == "shell":
+            try:
+                check_command(stage)
+            except ValueError as failure:
+                raise InvalidWorkflowError(f"{where}: command: {failure}") from None
     try:
         enabling_condition(stage.context)
     except ExpressionError as failure:

@@ -24,6 +24,7 @@ from stabilize_celery.persistence.database import COLLISIONS, is_retryable, is_u
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
+from stabilize_celery.redaction import redact
 from stabilize_celery.tasks.outcome import Attempt
 from stabilize_celery.worker.execution import TaskWorker
 from stabilize_celery.worker.leases import LeaseKeeper
@@ -233,7 +234,7 @@ class Dispatcher:
 
     def _failed(self, message_id: str, error: Exception) -> None:
         settings = self.surroundings.settings
-        described = describe_error(error)
+        described = redact(describe_error(error), settings.redact_keys)
         failures = None
         if not isinstance(error, InvalidMessageError):
             failures = self.store.record_failure(message_id, described, settings.control_retry_delay)

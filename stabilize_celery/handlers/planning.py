@@ -17,12 +17,17 @@ from stabilize_celery.handlers.lifecycle import PLANNING_FAILED, update_context
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.stages.builder import StageDefinitionBuilder
+from stabilize_celery.tasks.options import redactor_of
 
 logger = logging.getLogger(__name__)
 
 
 class PlanningFailedError(Exception):
-    """A builder raised, or built something that is no graph; the cause says what."""
+    """A builder raised, or built something that is no graph; the cause says what, ``seen`` what it could see."""
+
+    def __init__(self, message: str, seen: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.seen = seen or {}
 
 
 def plan_tasks(unit: Unit, stage: StageExecution) -> None:
@@ -74,10 +79,11 @@ def begin_phase(unit: Unit, stage: StageExecution, phase: Phase) -> bool:
 def planning_failed(unit: Unit, stage: StageExecution, phase: Phase, error: PlanningFailedError) -> None:
     """Record on the stage why it could not be planned."""
     cause = error.__cause__ or error
-    logger.warning("planning %s stages of %s failed: %s", phase.value, stage.ref_id, cause)
+    hide = redactor_of(stage, unit.redact_keys, error.seen)
+    logger.warning("planning %s stages of %s failed: %s", phase.value, stage.ref_id, hide.text(str(cause)))
     changes: dict[str, Any] = {PLANNING_FAILED[phase]: True}
     if phase is not Phase.ON_FAILURE:
-        changes |= {"exception": describe_error(cause, transient=False), "error": str(cause)}
+        changes |= hide.value({"exception": describe_error(cause, transient=False), "error": str(cause)})
     update_context(unit, stage, changes)
     unit.change(stage, planned={**stage.planned, phase.value: 0}, open_children=0)
 
@@ -122,7 +128,7 @@ def _planning(unit: Unit, stage: StageExecution) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise PlanningFailedError(str(error)) from error
+        raise PlanningFailedError(str(error), dict(stage.context)) from error
     finally:
         assert stage._own_context is not None
         stage.context, stage._own_context = stage._own_context, None

@@ -38,6 +38,7 @@ class Unit(Protocol):
     now: datetime
     settings: Settings
     registry: TaskRegistry
+    redact_keys: tuple[str, ...]
     builders: StageDefinitionBuilderFactory
     #: Set while the result of a task is recorded.
     attempt: Attempt | None

@@ -11,9 +11,10 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from stabilize_celery.observe.scope import FIELDS, current_scope
-from stabilize_celery.redaction import DEFAULT_KEYS, redact_text
+from stabilize_celery.redaction import Redactor
 
-_KEYS = "_stabilize_redact_keys"
+_REDACTOR = "_stabilize_redactor"
+_usual = Redactor()
 _formatter = logging.Formatter()
 
 
@@ -34,20 +35,20 @@ class ContextFilter(logging.Filter):
 
 
 class SecretsFilter(logging.Filter):
-    """Hides the values of secret keys in what a logger of the engine says, its tracebacks included.
+    """Hides secrets in what a logger of the engine says, its tracebacks included: by key, or as :func:`hiding` says.
 
     A traceback is written once, here; formatters of the standard library take it as it is.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Hide; lets all of them pass."""
-        keys = record.__dict__.pop(_KEYS, DEFAULT_KEYS)
+        redactor = record.__dict__.pop(_REDACTOR, _usual)
         said = record.getMessage()
-        told = redact_text(said, keys)
+        told = redactor.text(said)
         if told != said:
             record.msg, record.args = told, ()
         if record.exc_info:
-            record.exc_text = redact_text(_formatter.formatException(record.exc_info), keys)
+            record.exc_text = redactor.text(_formatter.formatException(record.exc_info))
         return True
 
 
@@ -59,9 +60,9 @@ def discreet_logger(name: str) -> logging.Logger:
     return logger
 
 
-def hiding(keys: Iterable[str]) -> dict[str, Any]:
-    """``extra`` for a record of such a logger: the keys of this engine instead of the usual ones."""
-    return {_KEYS: tuple(keys)}
+def hiding(secrets: Redactor | Iterable[str]) -> dict[str, Any]:
+    """``extra`` for a record of such a logger: what a stage knows, or the keys of this engine, are hidden."""
+    return {_REDACTOR: secrets if isinstance(secrets, Redactor) else Redactor(keys=secrets)}
 
 
 def add_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

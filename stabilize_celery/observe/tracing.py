@@ -17,7 +17,6 @@ from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.redaction import redact_text
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.outcome import Outcome
 from stabilize_celery.tasks.run import TaskRun
@@ -54,7 +53,6 @@ class Tracer:
 
     def __init__(self, settings: Settings) -> None:
         self._api = _opentelemetry()
-        self._keys = settings.redact_keys
 
     @contextmanager
     def run(
@@ -85,7 +83,7 @@ class Tracer:
             kind=self._api.SpanKind.CONSUMER,
             attributes=attributes,
         ) as span:
-            yield _LiveSpan(self._api, span, self._keys)
+            yield _LiveSpan(self._api, span)
 
     def _parent(self, workflow: Workflow) -> Any:
         """The context in which a workflow's spans are made."""
@@ -108,10 +106,9 @@ class Tracer:
 
 
 class _LiveSpan(RunSpan):
-    def __init__(self, api: Any, span: Any, keys: tuple[str, ...]) -> None:
+    def __init__(self, api: Any, span: Any) -> None:
         self._api = api
         self._span = span
-        self._keys = keys
 
     def ended(self, outcome: Outcome | None) -> None:
         if outcome is None:
@@ -127,11 +124,10 @@ class _LiveSpan(RunSpan):
             self._fail("", outcome.reason)
 
     def _fail(self, kind: str, said: str) -> None:
-        shown = redact_text(said, self._keys)
         if kind:
-            self._span.add_event("exception", {"exception.type": kind, "exception.message": shown})
+            self._span.add_event("exception", {"exception.type": kind, "exception.message": said})
         self._span.set_status(
-            self._api.Status(self._api.StatusCode.ERROR, f"{kind}: {shown}" if kind else shown)
+            self._api.Status(self._api.StatusCode.ERROR, f"{kind}: {said}" if kind else said)
         )
 
 

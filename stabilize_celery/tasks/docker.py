@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.redaction import Masker
 from stabilize_celery.tasks.docker_client import DockerMissingError, Watch, bounded, connect, frames
 from stabilize_celery.tasks.docker_options import DockerOptions
 from stabilize_celery.tasks.docker_run import pull_image, run_container
 from stabilize_celery.tasks.interface import Task
-from stabilize_celery.tasks.masking import Masker
 from stabilize_celery.tasks.options import OptionError, masker_of, read_options
 from stabilize_celery.tasks.process_options import execution_timeout, printed, seconds
 from stabilize_celery.tasks.result import TaskResult

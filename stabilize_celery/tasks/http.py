@@ -13,6 +13,7 @@ import httpcore
 import httpx
 
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.redaction import Masker
 from stabilize_celery.tasks.http_network import Network, Transport, no_wire_log
 from stabilize_celery.tasks.http_options import IDEMPOTENT, HTTPOptions
 from stabilize_celery.tasks.http_request import (
@@ -25,7 +26,6 @@ from stabilize_celery.tasks.http_request import (
 )
 from stabilize_celery.tasks.http_response import TooLargeError, read_response
 from stabilize_celery.tasks.interface import Task
-from stabilize_celery.tasks.masking import Masker
 from stabilize_celery.tasks.options import OptionError, masker_of, read_options, stage_label, visible_data
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import current_run

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
+from stabilize_celery.redaction import Masker
 from stabilize_celery.tasks.http_options import HTTPOptions
-from stabilize_celery.tasks.masking import Masker
 
 
 class TooLargeError(Exception):

@@ -24,7 +24,7 @@ from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from stabilize_celery.tasks.masking import Masker
+from stabilize_celery.redaction import Masker
 from stabilize_celery.tasks.process_options import exit_error, seconds
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import current_run

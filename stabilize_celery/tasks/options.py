@@ -6,14 +6,14 @@ options come from ``stage.own_context``; data for scripts and for ``{key}`` come
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stabilize_celery.errors import PermanentError
 from stabilize_celery.models.stage import StageExecution
-from stabilize_celery.tasks.masking import Masker
+from stabilize_celery.redaction import DEFAULT_KEYS, Masker, Redactor
 from stabilize_celery.tasks.result import TaskResult
 
 #: Ten mebibytes of output are kept unless the stage says otherwise.
@@ -112,15 +112,44 @@ def _explain(model: type[TaskOptions], stage: StageExecution, error: ValidationE
 
 def masker_of(stage: StageExecution, *more: Any) -> Masker:
     """What hides the stage's secrets; ``more`` are values that are secret whether named or not."""
+    return Masker([*more, *_named_secrets(stage)])
+
+
+def redactor_of(
+    stage: StageExecution | None,
+    keys: Iterable[str] = DEFAULT_KEYS,
+    *more: Mapping[str, Any],
+    named: Iterable[Any] = (),
+) -> Redactor:
+    """What hides everything secret that a stage knows in what is said about its failures.
+
+    Args:
+        stage: what it sees, and the context and trigger of its workflow, are looked through.
+        keys: ``settings.redact_keys``.
+        more: further data to be looked through.
+        named: values that are secret whether named or not.
+    """
+    if stage is None:
+        return Redactor(more, keys, named)
+    workflow = stage._execution
+    if workflow is not None:
+        trigger = workflow.trigger
+        more = (*more, workflow.context, trigger.parameters, trigger.payload)
+    # The option "secrets" holds names, which are no secrets.
+    seen = (
+        {key: value for key, value in each.items() if key != "secrets"} for each in (stage.context, *more)
+    )
+    return Redactor(seen, keys, [*named, *_named_secrets(stage)])
+
+
+def _named_secrets(stage: StageExecution) -> Iterable[Any]:
     own = stage.own_context
     names = own.get("secrets")
-    values: list[Any] = list(more)
     for name in names if isinstance(names, (list, tuple)) else ():
-        values += [own.get(name), stage.context.get(name)]
+        yield from (own.get(name), stage.context.get(name))
         for holder in ("env", "environment", "headers"):
             if isinstance(own.get(holder), Mapping):
-                values.append(own[holder].get(name))
-    return Masker(values)
+                yield own[holder].get(name)
 
 
 def visible_data(model: type[TaskOptions], stage: StageExecution) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from stabilize_celery.redaction import Redactor
 from stabilize_celery.tasks.result import HandOver, TaskResult
 
 
@@ -41,6 +43,34 @@ class Outcome:
     #: The failure is final whatever the stage's failure policy says of the task itself.
     unmapped: bool = False
     hand_over: HandOver | None = None
+    #: It tells no secrets any more.
+    clean: bool = False
+
+    def redacted(self, redactor: Callable[[], Redactor]) -> Outcome:
+        """The outcome as it may be stored, logged and shown: what it says of a failure tells no secret.
+
+        Args:
+            redactor: made when it is needed, which for most outcomes it is not.
+        """
+        result = self.result
+        failed = result is not None and (result.status.is_halt or result.status.is_failure)
+        said = {} if result is None else {key: result.context[key] for key in _SAID if key in result.context}
+        tells = self.error or self.reason or said or (failed and result is not None and result.context)
+        if self.clean or not tells:
+            return self
+        hide = redactor()
+        if result is not None and result.context:
+            context = hide.kept(result.context) if failed else result.context
+            result = replace(result, context={**context, **{key: hide.value(said[key]) for key in said}})
+        # Where it was cut may be within a secret.
+        reason = hide.text(self.reason, truncated=len(self.reason) >= LONGEST_REASON)
+        return replace(self, error=hide.value(self.error), reason=reason, result=result, clean=True)
+
+
+#: What tasks leave in their stage's context for people.
+_SAID = ("error", "exception", "stdout", "stderr")
+#: Characters of an error in the history.
+LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from stabilize_celery.models.stage import StageExecution
-from stabilize_celery.tasks.masking import Masker
+from stabilize_celery.redaction import Masker, Redactor
 from stabilize_celery.tasks.options import DEFAULT_MAX_OUTPUT_BYTES, TaskOptions
 from stabilize_celery.tasks.supervision import GRACE_SECONDS, ProcessResult
 
@@ -81,7 +81,7 @@ def decode(data: bytes, truncated: bool) -> str:
     return codecs.getincrementaldecoder("utf-8")("replace").decode(data, final=not truncated)
 
 
-def printed(result: ProcessResult, masker: Masker) -> tuple[str, str]:
+def printed(result: ProcessResult, masker: Masker | Redactor) -> tuple[str, str]:
     """stdout and stderr as text without secrets."""
     out = masker.data(result.stdout, truncated=result.stdout_truncated)
     err = masker.data(result.stderr, truncated=result.stderr_truncated)

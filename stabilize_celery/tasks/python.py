@@ -23,8 +23,14 @@ from pydantic import Field, model_validator
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.tasks.in_process import run_in_process
 from stabilize_celery.tasks.interface import Task
-from stabilize_celery.tasks.masking import Masker
-from stabilize_celery.tasks.options import OptionError, masker_of, read_options, stage_label, visible_data
+from stabilize_celery.tasks.options import (
+    OptionError,
+    masker_of,
+    read_options,
+    redactor_of,
+    stage_label,
+    visible_data,
+)
 from stabilize_celery.tasks.process_options import (
     PlainText,
     ProcessOptions,
@@ -101,7 +107,7 @@ class PythonTask(Task):
                 result = _received(channel) if process.exit_code == 0 else None
         except OSError as error:
             return options.failure(masker.text(f"Python execution failed: {error}"))
-        return _result(options, process, result, masker)
+        return _result(options, process, result, stage)
 
     def get_execution_timeout(self, stage: StageExecution) -> timedelta | None:
         """The option ``timeout`` and some room to end the process."""
@@ -187,8 +193,11 @@ def _received(channel: IO[bytes]) -> bytes:
     return channel.read(MAX_RESULT_BYTES + 1)
 
 
-def _result(options: PythonOptions, process: ProcessResult, sent: bytes | None, masker: Masker) -> TaskResult:
-    out, err = printed(process, masker)
+def _result(
+    options: PythonOptions, process: ProcessResult, sent: bytes | None, stage: StageExecution
+) -> TaskResult:
+    masker = masker_of(stage)
+    out, err = printed(process, masker if process.exit_code == 0 else redactor_of(stage))
     data: dict[str, Any] = {
         "stdout": out.strip(),
         "stderr": err,

@@ -94,7 +94,7 @@ class BegunTask(_Attempt):
     def finish(self, call: Callable[[], TaskResult]) -> None:
         """It ended; ``call`` gives its result or raises its error."""
         implementation, task = self._resolved()
-        outcome = self._outcome(implementation, self.stage, task, call)
+        outcome = self._redacted(self._outcome(implementation, self.stage, task, call))
         self._span.ended(None if self.lease.expired else outcome)
         self._kept.close()
         if not self.lease.expired:
@@ -109,7 +109,7 @@ class BegunTask(_Attempt):
         described["details"][OWN_RETRIES] = repeated
         reason = f"{type(error).__name__}: {error}"
         details = {**details, "own_retries": repeated}
-        outcome = handed_back(queue, delay, self._settings, described, reason, **details)
+        outcome = self._redacted(handed_back(queue, delay, self._settings, described, reason, **details))
         self._span.ended(outcome)
         self._kept.close()
         self._finish(outcome)

@@ -34,13 +34,14 @@ from stabilize_celery.persistence.lease_store import Claimed
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.persistence.snapshots import stage_of
 from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.redaction import Redactor
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.interface import RetryableTask, Task
+from stabilize_celery.tasks.options import redactor_of
 from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
-from stabilize_celery.worker.discretion import Hide, discreet, hider
 from stabilize_celery.worker.handover import launched, own_retries, publish
 from stabilize_celery.worker.judge import failure, judge, running_time, stage_time_left, timed_out
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
@@ -123,8 +124,6 @@ class _Attempt:
         if isinstance(message, RunHook) and message.stage:
             self._stage = stage_of(message.stage, worker.store.head(message.workflow_id))
         self._problem = claimed.problem
-        #: Made when the task has raised: a body may have put secrets into its context until then.
-        self._hide: Hide | None = None
         self._number: int = claimed.row["attempts"]
 
     def perform(self) -> None:
@@ -132,11 +131,10 @@ class _Attempt:
         if outcome is None:
             outcome = self._call()
         if outcome is not None:
-            self._finish(outcome, self._hide)
+            self._finish(outcome)
 
-    def _finish(self, outcome: Outcome, hide: Hide | None = None) -> bool:
-        if outcome.error or outcome.reason:
-            outcome = discreet(outcome, hide or hider(self._stage, self._settings.redact_keys))
+    def _finish(self, outcome: Outcome) -> bool:
+        outcome = self._redacted(outcome)
         attempt = Attempt(
             outcome,
             self._number,
@@ -150,6 +148,15 @@ class _Attempt:
         if accepted and outcome.hand_over is not None:
             publish(self._worker, self._row["id"], outcome.hand_over)
         return accepted
+
+    def _redacted(self, outcome: Outcome) -> Outcome:
+        """What it says of a failure without the secrets the stage knows by now: its code may have found more."""
+        result = outcome.result
+        returned = () if result is None else (result.context, result.outputs)
+        return outcome.redacted(lambda: self._redactor(outcome.context_update, *returned))
+
+    def _redactor(self, *more: Any) -> Redactor:
+        return redactor_of(self._stage, self._settings.redact_keys, *more)
 
     def _settle(self, attempt: Attempt) -> bool:
         """Record it, for as long as the lease lasts: a short outage of the database is no reason to do the work again."""
@@ -232,9 +239,7 @@ class _Attempt:
         try:
             replacement = implementation.on_timeout(stage)
         except Exception:
-            logger.exception(
-                "on_timeout of task %s failed", task.name, extra=hiding(self._settings.redact_keys)
-            )
+            logger.exception("on_timeout of task %s failed", task.name, extra=hiding(self._redactor()))
         return self._checked(timed_out(task, what, replacement), stage)
 
     def _within(
@@ -268,7 +273,7 @@ class _Attempt:
             self._row["id"], run.fencing_token, run, time.monotonic() + limit.total_seconds(), expire
         )
         with self._worker.keeper.keep(lease), self._inside(run, stage, task) as span:
-            outcome = self._outcome(implementation, stage, task, call)
+            outcome = self._redacted(self._outcome(implementation, stage, task, call))
             span.ended(None if lease.expired else outcome)
         return None if lease.expired else outcome
 
@@ -359,8 +364,7 @@ class _Attempt:
             )
             return self._checked(outcome, stage)
         if logger.isEnabledFor(logging.INFO):
-            self._hide = hider(stage, self._settings.redact_keys)
-            told = self._hide(described["details"]["traceback"])
+            told = self._redactor(update).text(described["details"]["traceback"])
             logger.info("task %s of stage %s failed\n%s", task.name, stage.ref_id, told)
         return self._checked(failure(error, described, **update), stage)
 

@@ -10,6 +10,7 @@ from stabilize_celery.errors import describe_error, is_transient
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.outbox import waits_in
+from stabilize_celery.redaction import Redactor
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
 from stabilize_celery.tasks.result import HandOver
@@ -83,7 +84,8 @@ def settle_for(
         row = None
     if row is None:
         return False
-    attempt = Attempt(outcome_of(row), row["attempts"], worker.owner, row["claims"])
+    outcome = outcome_of(row).redacted(lambda: Redactor(keys=worker.settings.redact_keys))
+    attempt = Attempt(outcome, row["attempts"], worker.owner, row["claims"])
     return worker.settle(message_id, row["claims"], attempt)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stabilize_celery.redaction import DEFAULT_KEYS, HIDDEN, is_secret, redact, redact_text, secrets_in
+from stabilize_celery.redaction import DEFAULT_KEYS, HIDDEN, redact, redact_text, secrets_in
 
 SECRET = "hunter2-tr0ub4dor"
 
@@ -23,7 +23,7 @@ SECRET = "hunter2-tr0ub4dor"
     ],
 )  # fmt: skip
 def test_keys_of_secrets_are_known_however_they_are_spelled(key: str) -> None:
-    assert is_secret(key)
+    assert redact({key: "x"}) == {key: HIDDEN}
     assert redact({key: SECRET}) == {key: HIDDEN}
 
 

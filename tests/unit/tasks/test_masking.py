@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stabilize_celery.tasks.masking import Masker
+from stabilize_celery.redaction import Masker
 
 secrets = st.text(
     st.characters(exclude_characters="*", exclude_categories=["Cs"]), min_size=1, max_size=20

@@ -81,7 +81,7 @@ class Control:
         workflow = self._active(workflow_id, "pause")
         if workflow.status is S.PAUSED:
             raise WorkflowStateError(f"workflow {workflow_id} is paused already", execution_id=workflow_id)
-        self._send(PauseWorkflow(workflow_id=workflow_id, user=user), workflow)
+        self._send(PauseWorkflow(workflow_id=workflow_id, user=user, mark=workflow.pause_mark), workflow)
 
     def resume(self, workflow_id: str, *, user: str = "") -> None:
         """Go on after a pause.
@@ -97,7 +97,10 @@ class Control:
             )
         self._send(
             ResumeWorkflow(
-                workflow_id=workflow_id, user=user, pipeline_config_id=workflow.pipeline_config_id
+                workflow_id=workflow_id,
+                user=user,
+                pipeline_config_id=workflow.pipeline_config_id,
+                mark=workflow.pause_mark,
             ),
             workflow,
         )

@@ -199,19 +199,26 @@ class CancelStage(StageLevel):
 class PauseWorkflow(WorkflowLevel):
     """Start nothing more until it is resumed."""
 
+    version: ClassVar[int] = 2
     gate: ClassVar[Gate] = Gate.EXCLUSIVE
     user: str = ""
+    #: ``pause_mark`` of the workflow when this was asked: paused or resumed since, it is stale.  ``None`` if the
+    #: workflow around it asks: then how that one stands decides, whichever message comes first.
+    mark: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeWorkflow(WorkflowLevel):
     """Go on after a pause."""
 
+    version: ClassVar[int] = 2
     gate: ClassVar[Gate] = Gate.EXCLUSIVE
     user: str = ""
     pipeline_config_id: str | None = None
     #: It waited for a slot, and has been given one.
     admitted: bool = False
+    #: As in :class:`PauseWorkflow`.
+    mark: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from stabilize_celery.handlers.base import Handler, refused
 from stabilize_celery.handlers.branches import resume_progress, wake_paused
 from stabilize_celery.handlers.lifecycle import transition
+from stabilize_celery.handlers.pause_workflow import is_stale
 from stabilize_celery.handlers.slots import admit
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import InvalidWorkflowId, ResumeWorkflow, StartWorkflow
@@ -29,6 +30,8 @@ class ResumeWorkflowHandler(Handler[ResumeWorkflow]):
         if not (waits if message.admitted else workflow.status is S.PAUSED):
             if not message.admitted:
                 refused(message, unit, f"the workflow is {workflow.status}")
+            return
+        if not message.admitted and is_stale(message, workflow, unit):
             return
         actor = message.user or None
         self._end_pause(unit, workflow)

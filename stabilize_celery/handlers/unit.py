@@ -93,6 +93,9 @@ class Unit(Protocol):
     def inner_workflows(self, stage: StageExecution) -> list[str]:
         """The ids of the workflows that tasks of a stage started and that have not ended."""
 
+    def outer_is_paused(self, workflow: Workflow) -> bool:
+        """Whether the workflow whose task started this one is paused now; read, not locked."""
+
     def is_wanted(self, workflow: Workflow) -> bool:
         """Whether the stage whose task started a workflow has neither ended nor begun anew; read, not locked."""
 

@@ -46,6 +46,12 @@ class PausedDetails:
     paused_ms: int = 0
 
     @property
+    def mark(self) -> str:
+        """Tells the last pause, or the end of it, from any other: what a control carries that was sent since."""
+        moment = self.resume_time or self.pause_time
+        return "" if moment is None else moment.isoformat()
+
+    @property
     def is_paused(self) -> bool:
         """Paused now."""
         return self.pause_time is not None and self.resume_time is None

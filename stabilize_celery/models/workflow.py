@@ -182,6 +182,11 @@ class Workflow:
     # ------------------------------------------------------------------ reading
 
     @property
+    def pause_mark(self) -> str:
+        """Of its last pause or resume; empty if it was never paused."""
+        return "" if self.paused is None else self.paused.mark
+
+    @property
     def limit(self) -> int | None:
         """How many executions of its configuration may run at once; ``None`` without a limit."""
         return self.max_concurrent_executions if self.is_limit_concurrent else None

@@ -11,5 +11,8 @@ read_inner = select(workflows.c.id, workflows.c.parent).where(
     workflows.c.parent_workflow_id == bindparam("workflow_id"), workflows.c.end_time.is_(None)
 )
 
+#: How the workflow stands whose task started another.
+read_outer = select(workflows.c.status).where(workflows.c.id == bindparam("workflow_id"))
+
 #: How the stage stands whose task started a workflow.
 read_outer_stage = select(stages.c.status, stages.c.generation).where(stages.c.id == bindparam("stage_id"))

@@ -95,6 +95,11 @@ class Loads(Writes):
             )
         return [row["id"] for row in self._inner[workflow_id] if row["parent"]["stage_id"] == stage.id]
 
+    def outer_is_paused(self, workflow: Workflow) -> bool:
+        assert workflow.parent is not None
+        outer = row_of(self.connection, nested.read_outer, {"workflow_id": workflow.parent.workflow_id})
+        return outer is not None and outer["status"] is WorkflowStatus.PAUSED
+
     def is_wanted(self, workflow: Workflow) -> bool:
         parent = workflow.parent
         if parent is None:

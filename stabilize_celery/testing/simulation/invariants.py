@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from stabilize_celery.dag.branches import recount
+from stabilize_celery.handlers.pause_workflow import PAUSED_WITH
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.status import can_transition
@@ -131,10 +132,26 @@ def every_workflow_ends_or_waits_for_a_named_reason(evidence: Evidence) -> Itera
                 yield f"nothing drives it: {told}"
         elif workflow.status is not S.PAUSED:
             yield f"nothing drives it: {told}"
-        if not workflow.status.is_complete and _is_orphan(workflow, evidence):
-            yield f"nobody waits for it any more: {told}"
+        yield from (f"{problem}: {told}" for problem in _why_alone(workflow, evidence))
         for stage in active if not workflow.status.is_complete else ():
             yield from (f"{problem}: {told}" for problem in _why_stuck(stage, workflow, evidence))
+
+
+def _why_alone(workflow: Workflow, evidence: Evidence) -> Iterator[str]:
+    if workflow.status is S.PAUSED and _is_left_paused(workflow, evidence):
+        yield "the workflow it was paused with goes on"
+    if not workflow.status.is_complete and _is_orphan(workflow, evidence):
+        yield "nobody waits for it any more"
+
+
+def _is_left_paused(workflow: Workflow, evidence: Evidence) -> bool:
+    outer = None if workflow.parent is None else evidence.by_id.get(workflow.parent.workflow_id)
+    pauses = [
+        e["reason"]
+        for e in evidence.histories[workflow.id]
+        if e["to_status"] is S.PAUSED and not e["stage_id"]
+    ]
+    return outer is not None and outer.status is S.RUNNING and pauses[-1].startswith(PAUSED_WITH)
 
 
 def _is_orphan(workflow: Workflow, evidence: Evidence) -> bool:
@@ -237,33 +254,35 @@ def branch_counts_are_exact(evidence: Evidence) -> Iterator[str]:
 def failures_are_dealt_with_once(evidence: Evidence) -> Iterator[str]:
     """A failure before the last restart cancels nothing; what a failure canceled runs again with what failed."""
     for workflow in evidence.workflows:
-        if workflow.is_canceled:
+        if not workflow.is_canceled:
+            yield from _repairs_of(workflow, evidence.histories[workflow.id])
+
+
+def _repairs_of(workflow: Workflow, history: list[dict[str, Any]]) -> Iterator[str]:
+    refs = {stage.id: stage.ref_id for stage in workflow.top_level_stages()}
+    fresh: set[str] = set()
+    canceled: dict[str, str] = {}
+    owed: set[str] = set()
+    for event in history:
+        ref, reason = refs.get(event["stage_id"] or ""), event["reason"] or ""
+        if ref is None or event["event"] not in ("stage", "reset"):
             continue
-        refs = {stage.id: stage.ref_id for stage in workflow.top_level_stages()}
-        fresh: set[str] = set()
-        canceled: dict[str, str] = {}
-        owed: set[str] = set()
-        for event in evidence.histories[workflow.id]:
-            ref, reason = refs.get(event["stage_id"] or ""), event["reason"] or ""
-            if event["event"] == "reset" and reason.startswith("restart from") and ref is not None:
-                fresh.clear()
-                owed |= {other for other, failed in canceled.items() if failed == ref}
-            if event["event"] == "reset" and ref is not None:
-                canceled.pop(ref, None)
-                owed.discard(ref)
-            if event["event"] != "stage" or ref is None:
-                continue
-            if event["to_status"] is S.TERMINAL:
-                fresh.add(ref)
-            by_failure = _FAILED.fullmatch(reason)
-            if event["to_status"] is S.CANCELED and event["actor"] == "system" and by_failure is not None:
-                canceled[ref] = by_failure[1]
-                if by_failure[1] not in fresh:
-                    yield f"{workflow.name}: {ref} was canceled by the failure of {by_failure[1]}, an earlier one"
-        if owed:
-            yield f"{workflow.name}: {', '.join(sorted(owed))} stayed CANCELED when what failed was restarted"
-        if workflow.status is S.TERMINAL and not fresh and recount(workflow.top_level_stages()).live:
-            yield f"{workflow.name} is TERMINAL by an earlier failure, and its branches had not ended"
+        if event["event"] == "reset" and reason.startswith("restart from"):
+            fresh.clear()
+            owed |= {other for other, failed in canceled.items() if failed == ref}
+        if event["event"] == "reset":
+            canceled.pop(ref, None)
+            owed.discard(ref)
+        elif event["to_status"] is S.TERMINAL:
+            fresh.add(ref)
+        elif (by := _FAILED.fullmatch(reason)) and event["actor"] == "system":
+            canceled[ref] = by[1]
+            if by[1] not in fresh:
+                yield f"{workflow.name}: {ref} was canceled by the failure of {by[1]}, an earlier one"
+    if owed:
+        yield f"{workflow.name}: {', '.join(sorted(owed))} stayed CANCELED when what failed was restarted"
+    if workflow.status is S.TERMINAL and not fresh and recount(workflow.top_level_stages()).live:
+        yield f"{workflow.name} is TERMINAL by an earlier failure, and its branches had not ended"
 
 
 def synthetic_stages_are_planned_once(evidence: Evidence) -> Iterator[str]:

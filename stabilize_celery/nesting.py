@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.errors import ConfigurationError, InvalidWorkflowError
-from stabilize_celery.loader import workflow_from_dict
+from stabilize_celery.files import workflow_from_dict
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.run import WorkflowRun, merged_outputs, stage_errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from stabilize_celery.cli.terminal import harmless
 from stabilize_celery.dag.render import to_dot, to_mermaid
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import WorkflowFileError
-from stabilize_celery.loader import WorkflowFile, read_workflow_file
+from stabilize_celery.files import WorkflowFile, read_workflow_file, workflow_schema
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.stages.builder import StageDefinitionBuilder
 from stabilize_celery.tasks.interface import Task
@@ -163,9 +164,7 @@ def validate_command(ctx: click.Context, files: tuple[str, ...], as_json: bool) 
 @click.command("schema", short_help="Print the JSON Schema of workflow files.")
 def schema_command() -> None:
     """Print the JSON Schema of workflow files in YAML and JSON, for editors and other programs."""
-    from stabilize_celery.files.json_schema import published_text
-
-    click.echo(published_text(), nl=False)
+    click.echo(json.dumps(workflow_schema(), indent=2, ensure_ascii=False))
 
 
 @click.command("graph", cls=EngineCommand, short_help="Draw a workflow as Mermaid or DOT.")

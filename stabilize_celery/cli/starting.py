@@ -25,7 +25,7 @@ from stabilize_celery.cli.output import print_json
 from stabilize_celery.cli.tree import LiveTree
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import ConfigurationError, WorkflowTimeoutError
-from stabilize_celery.loader import WorkflowFile
+from stabilize_celery.files import WorkflowFile
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.trigger import Trigger
 from stabilize_celery.models.workflow import Workflow

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stabilize_celery import Stabilize
 from stabilize_celery.errors import WorkflowFileError
-from stabilize_celery.loader import load_workflow, workflow_from_dict, workflow_to_dict
+from stabilize_celery.files import load_workflow, workflow_from_dict, workflow_to_dict
 from tests.fuzz.hostile import JSON, TEXT, cases, nested
 
 Read = Callable[[str, bytes], None]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stabilize_celery.errors import WorkflowFileError
-from stabilize_celery.loader import load_workflow, workflow_to_dict
+from stabilize_celery.files import load_workflow, workflow_to_dict
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.trigger import Trigger

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from stabilize_celery.errors import WorkflowFileError
-from stabilize_celery.files.document import Document
-from stabilize_celery.files.json_schema import workflow_schema
-from stabilize_celery.files.schema import read_form
-from stabilize_celery.loader import workflow_to_dict
+from stabilize_celery.files import workflow_schema, workflow_to_dict
+from stabilize_celery.files.forms import read_form
+from stabilize_celery.files.reading import Document
 from tests.property.test_loader_properties import workflows
 
 SCHEMA = Draft202012Validator(workflow_schema())
@@ -21,7 +20,7 @@ SCHEMA = Draft202012Validator(workflow_schema())
 
 def loader_accepts(data: Any) -> bool:
     try:
-        read_form(Document(Path("flow"), data, lambda: None))
+        read_form(data, Document(Path("flow"), data).error)
     except WorkflowFileError:
         return False
     return True

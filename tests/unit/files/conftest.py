@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stabilize_celery.errors import WorkflowFileError
-from stabilize_celery.loader import load_workflow
+from stabilize_celery.files import load_workflow
 
 
 @pytest.fixture

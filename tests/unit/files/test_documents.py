@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
-from stabilize_celery.loader import workflow_to_dict
+from stabilize_celery.files import workflow_to_dict
 from stabilize_celery.models.trigger import Trigger
 
 FULL = """\

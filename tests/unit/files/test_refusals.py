@@ -7,8 +7,7 @@ import re
 import pytest
 
 from stabilize_celery.errors import WorkflowFileError
-from stabilize_celery.files import document
-from stabilize_celery.loader import load_workflow
+from stabilize_celery.files import load_workflow, reading
 
 
 def test_every_problem_of_the_form_is_shown_with_its_place(refusal) -> None:
@@ -143,7 +142,7 @@ def test_aliases_of_aliases_do_not_explode(refusal) -> None:
 
 
 def test_a_large_file_is_refused_unread(refusal, monkeypatch) -> None:
-    monkeypatch.setattr(document, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 100)
     assert refusal("#" * 101) == "flow.yaml: it is larger than 100 bytes"
 
 

@@ -241,6 +241,18 @@ class SchemaVersionError(StoreError):
     code = 511
 
 
+class CommitUnknownError(StoreError):
+    """The connection was lost during COMMIT: the transaction was committed, or it was not."""
+
+    code = 513
+
+
+class RepeatTransactionError(StoreError):
+    """Another transaction was in the way of the caller's, which has to be repeated as a whole."""
+
+    code = 514
+
+
 class LeaseLostError(StabilizeError):
     """The worker that reports a result does not hold the lease of that task any more."""
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from stabilize_celery.errors import ConfigurationError, InvalidWorkflowError
+from stabilize_celery.errors import ConfigurationError, InvalidWorkflowError, StoreError, TransientError
 from stabilize_celery.files import workflow_from_dict
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence.database import is_unavailable, patiently
 from stabilize_celery.run import WorkflowRun, merged_outputs, stage_errors
 from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
 from stabilize_celery.stages.map import MapStageBuilder
 from stabilize_celery.suggestions import did_you_mean
 from stabilize_celery.tasks.map import MapTask
 from stabilize_celery.tasks.registry import TaskRegistry
+from stabilize_celery.tasks.run import current_run
 from stabilize_celery.tasks.sub_workflow import SubWorkflowTask
 
 if TYPE_CHECKING:
     from stabilize_celery.persistence.store import WorkflowStore
+    from stabilize_celery.settings import Settings
+
+T = TypeVar("T")
 
 #: Makes a new workflow from what the starting stage sees.
 WorkflowFactory = Callable[[Mapping[str, Any]], Workflow]
@@ -34,6 +39,8 @@ class Nesting:
 
         @property
         def store(self) -> WorkflowStore: ...
+        @property
+        def settings(self) -> Settings: ...
         def start(self, workflow: Workflow, *, dedup_key: str | None = None) -> WorkflowRun: ...
 
     def _enable_nesting(self) -> None:
@@ -81,12 +88,26 @@ class Nesting:
 
     def start_sub_workflow(self, workflow: Workflow, dedup_key: str) -> str:
         """Start a workflow once for its key; returns its id."""
-        return self.start(workflow, dedup_key=dedup_key).id
+        return self._patiently(lambda: self.start(workflow, dedup_key=dedup_key).id)
 
     def sub_workflow_result(self, workflow_id: str) -> tuple[WorkflowStatus, dict[str, Any], dict[str, str]]:
         """Status, merged outputs, and errors by stage."""
-        workflow = self.store.retrieve(workflow_id)
+        workflow = self._patiently(lambda: self.store.retrieve(workflow_id))
         return workflow.status, merged_outputs(workflow), stage_errors(workflow)
 
     def _read_instances(self, stage_id: str) -> Sequence[tuple[WorkflowStatus, dict[str, Any]]]:
-        return self.store.instances(stage_id)
+        return self._patiently(lambda: self.store.instances(stage_id))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Wait for a database that is away, for as long as the lease of the task that asks may last.
+
+        Raises:
+            TransientError: it is away for longer: the attempt failed, and is repeated.
+        """
+        run = current_run()
+        try:
+            return patiently(ask, self.settings.lease, lambda: run is not None and run.cancelled.is_set())
+        except StoreError as error:
+            if not is_unavailable(error):
+                raise
+            raise TransientError(str(error)) from error

@@ -5,14 +5,22 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from stabilize_celery.errors import WorkflowCanceledError, WorkflowFailedError, WorkflowTimeoutError
+from stabilize_celery.errors import (
+    StoreError,
+    WorkflowCanceledError,
+    WorkflowFailedError,
+    WorkflowTimeoutError,
+)
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.persistence.database import is_unavailable, patiently
 
 if TYPE_CHECKING:
     from stabilize_celery.engine import Stabilize
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.5
+#: In seconds: how long a question without a timeout waits for a database that is away, about as long as it takes to restart.
+PATIENCE = 10.0
 
 
 class WorkflowRun:
@@ -33,8 +41,12 @@ class WorkflowRun:
 
     @property
     def status(self) -> S:
-        """Where it stands now."""
-        return self._engine.store.head(self.id).status
+        """Where it stands now.
+
+        Raises:
+            StoreError: the database is away, for longer than 10 seconds; as from the other questions.
+        """
+        return patiently(lambda: self._engine.store.head(self.id).status, PATIENCE)
 
     def ready(self) -> bool:
         """Whether it has ended."""
@@ -46,22 +58,33 @@ class WorkflowRun:
 
     def workflow(self) -> Workflow:
         """A fresh copy of the workflow with its stages, tasks and outputs."""
-        return self._engine.store.retrieve(self.id)
+        return patiently(lambda: self._engine.store.retrieve(self.id), PATIENCE)
 
     def history(self) -> list[dict[str, Any]]:
         """Every transition so far, in order: time, event, statuses, reason, actor, worker."""
-        return self._engine.store.history(self.id)
+        return patiently(lambda: self._engine.store.history(self.id), PATIENCE)
 
     def wait(self, timeout: float | None = None) -> S:
         """Wait until it has ended, for ``timeout`` seconds at most; returns the final status.
 
+        A database that is away is waited for as well.
+
         Raises:
-            WorkflowTimeoutError: it has not ended by then; it goes on.
+            WorkflowTimeoutError: it has not ended by then, or could not be asked; it goes on.
         """
         end = None if timeout is None else time.monotonic() + timeout
         pause = _SHORTEST_WAIT
         while True:
-            status = self.status
+            try:
+                patience = None if end is None else max(0.0, end - time.monotonic())
+                status = patiently(lambda: self._engine.store.head(self.id).status, patience)
+            except StoreError as error:
+                if end is None or not is_unavailable(error):
+                    raise
+                raise WorkflowTimeoutError(
+                    f"workflow {self.id} could not be asked within {timeout:g} s: {error}",
+                    execution_id=self.id,
+                ) from error
             if status.is_complete:
                 return status
             left = _LONGEST_WAIT if end is None else end - time.monotonic()

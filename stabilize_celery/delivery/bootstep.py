@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 from typing import Any
 
 from celery import bootsteps
+from celery.worker.state import maybe_shutdown
 
 from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.errors import StabilizeError
 from stabilize_celery.observe.tracing import Tracer
+from stabilize_celery.persistence.database import is_unavailable
+from stabilize_celery.persistence.store import WorkflowStore
 
 logger = logging.getLogger(__name__)
+#: In seconds, as Celery's for its broker: 2, 4, 6 ...
+_LONGEST_PAUSE = 32.0
+
+
+def _wait_for(store: WorkflowStore) -> None:
+    """Check the tables, once the database answers: as Celery waits for its broker, and to be stopped as well.
+
+    Raises:
+        SchemaVersionError: they are missing, or of another version.
+        WorkerShutdown, WorkerTerminate: the worker was told to stop.
+    """
+    for failures in itertools.count(1):
+        try:
+            store.check_schema()
+            return
+        except StabilizeError as error:
+            if not is_unavailable(error):
+                raise
+            pause = min(2.0 * failures, _LONGEST_PAUSE)
+            logger.error("stabilize_celery waits for its database, and asks again in %g s: %s", pause, error)
+        end = time.monotonic() + pause
+        while time.monotonic() < end:
+            maybe_shutdown()
+            time.sleep(0.1)
 
 
 class RelayStep(bootsteps.StartStopStep):
@@ -30,7 +59,7 @@ class RelayStep(bootsteps.StartStopStep):
 
         try:
             engine = engine_of(worker.app)
-            engine.store.check_schema()
+            _wait_for(engine.store)
             if engine.settings.tracing:
                 # Told now, and not by the first task.
                 Tracer(engine.settings)

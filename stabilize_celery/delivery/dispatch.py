@@ -11,7 +11,12 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from stabilize_celery.crash_points import reach
-from stabilize_celery.errors import InvalidMessageError, UnknownMessageError, describe_error
+from stabilize_celery.errors import (
+    CommitUnknownError,
+    InvalidMessageError,
+    UnknownMessageError,
+    describe_error,
+)
 from stabilize_celery.handlers.base import Handler
 from stabilize_celery.handlers.lifecycle import cancel_stage, end_workflow
 from stabilize_celery.handlers.registry import Handlers
@@ -20,7 +25,7 @@ from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.observe import tell
 from stabilize_celery.observe.logs import discreet_logger, hiding
 from stabilize_celery.observe.scope import Scope, current_scope, scoped
-from stabilize_celery.persistence.database import COLLISIONS, is_retryable, is_unavailable
+from stabilize_celery.persistence.database import COLLISIONS, is_canceled, is_retryable, is_unavailable
 from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
@@ -72,6 +77,8 @@ class Dispatcher:
         self.publisher = publisher
         #: Told, after the commit, of the messages that were handled without having been sent.
         self.on_handled: Callable[[list[Handled]], None] | None = None
+        #: Results, as message id and fencing token, whose commit was lost sight of.
+        self._unsure: set[tuple[str, int]] = set()
         settings = surroundings.settings
         self._hiding = hiding(settings.redact_keys)
         self.keeper = LeaseKeeper(store, settings.lease, settings.heartbeat, settings.task_kill_grace)
@@ -128,8 +135,16 @@ class Dispatcher:
 
     def _settle(self, message_id: str, token: int, attempt: Attempt) -> bool:
         """Record the outcome of an attempt; refused (false) if the lease was lost."""
-        unit = self._transact_safely(message_id, token, attempt)
+        try:
+            unit = self._transact_safely(message_id, token, attempt)
+        except CommitUnknownError:
+            self._unsure.add((message_id, token))
+            raise
         if unit is None:
+            if (message_id, token) in self._unsure and self.store.message(message_id) is None:
+                logger.info("the result of message %s was recorded when the database went away", message_id)
+                self._unsure.discard((message_id, token))
+                return True
             logger.warning("the result of message %s was refused: its lease was lost", message_id)
             return False
         for local in unit.local:
@@ -164,7 +179,7 @@ class Dispatcher:
                 if is_retryable(error) and collision < COLLISIONS - 1:
                     time.sleep(random.uniform(0, 0.01 * 2**collision))
                     continue
-                if is_unavailable(error):
+                if is_unavailable(error) and not (attempt is None and is_canceled(error)):
                     raise
                 if inline is None and not isinstance(error, InvalidMessageError):
                     # A follow-on may be at fault: alone in its own transaction it takes nobody with it.
@@ -194,12 +209,19 @@ class Dispatcher:
         handled: list[Handled],
     ) -> UnitOfWork | None:
         taken = self.store.take(message_id, token, self.surroundings, inline, attempt)
-        with taken as unit:
-            if unit is None:
-                return None
-            self._step(unit, unit.message, handled)
-            while unit.follow_ons:
-                self._step(unit, unit.follow_ons.popleft(), handled)
+        unit: UnitOfWork | None = None
+        try:
+            with taken as unit:
+                if unit is None:
+                    return None
+                self._step(unit, unit.message, handled)
+                while unit.follow_ons:
+                    self._step(unit, unit.follow_ons.popleft(), handled)
+        except CommitUnknownError:
+            # If it was not committed these find no row, and the message is handled again.
+            if unit is not None:
+                self.publisher.publish(unit.outgoing)
+            raise
         return unit
 
     def _step(self, unit: UnitOfWork, message: Message, handled: list[Handled]) -> None:

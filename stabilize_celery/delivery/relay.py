@@ -11,11 +11,12 @@ import logging
 import threading
 from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
-from amqp.exceptions import NotFound
 from celery import Celery
 from kombu.connection import Connection
+from kombu.exceptions import ChannelError
 
 from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.backlog import Backlog
@@ -27,6 +28,9 @@ from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
 
 logger = logging.getLogger(__name__)
+#: Brokers that say how many messages wait in a queue.
+_COUNTS = frozenset({"amqp", "redis", "memory"})
+_NOT_FOUND = 404
 
 
 class Relay:
@@ -149,18 +153,34 @@ class Relay:
         return failed
 
     def next_send(self, row: dict[str, Any]) -> float:
-        """How long to wait for something to come of it: longer each time."""
-        delay = self._settings.resend_delay * 2.0 ** min(row["sends"], 16)
-        return float(min(delay, self._settings.resend_delay_max))
+        """How long to wait for something to come of it before its queue is looked at (again).
+
+        A message that merely waits in its queue is not sent again then, so there is no reason to wait longer each time;
+        but where that cannot be seen there is.
+        """
+        delay = self._settings.resend_delay
+        if not self._sees_waiting:
+            delay = min(delay * 2.0 ** min(row["sends"], 16), self._settings.resend_delay_max)
+        return float(delay)
+
+    @cached_property
+    def _sees_waiting(self) -> bool:
+        """Whether a message that waits is counted in its queue: not by every broker, nor if workers take all there are."""
+        counts = self._app.connection_for_write().transport.driver_type in _COUNTS
+        return counts and self._app.conf.worker_prefetch_multiplier != 0
 
     def depth(self, queue: str) -> int:
         """How many messages wait in a queue; none if it does not exist, or the broker cannot tell."""
         window = self._ready()
-        if window is None:
-            return 0
         try:
-            return window.depth(queue) or 0
-        except NotFound:
+            if window is not None:
+                return window.depth(queue) or 0
+            assert self._connection is not None
+            channel = self._connection.default_channel
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except ChannelError as error:
+            if int(error.reply_code) != _NOT_FOUND:
+                raise
             self._drop()
             return 0
 

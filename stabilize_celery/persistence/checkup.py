@@ -66,7 +66,6 @@ def _server_version(store: WorkflowStore) -> str:
 def _examine_server(store: WorkflowStore, found: list[Finding]) -> None:
     names = (
         "server_version_num",
-        "default_transaction_isolation",
         "default_transaction_read_only",
         "fsync",
         "synchronous_commit",
@@ -96,16 +95,6 @@ def _examine_server(store: WorkflowStore, found: list[Finding]) -> None:
                 "it is a standby" if standby else "its transactions are read-only",
                 "let stabilize_database_url name the primary",
                 "Every step of a workflow is written.",
-            )
-        )
-    if shown["default_transaction_isolation"] != "read committed":
-        found.append(
-            Finding(
-                "database",
-                Level.WARNING,
-                f"transactions are {shown['default_transaction_isolation']}",
-                "ALTER ROLE ... SET default_transaction_isolation = 'read committed' for the role of the workers",
-                "The engine takes explicit locks; stricter isolation only adds failed and repeated transactions.",
             )
         )
     if shown["fsync"] == "off":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sqlite3
@@ -19,16 +20,30 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from sqlalchemy.pool import StaticPool
 
 from stabilize_celery.clock import Clock
-from stabilize_celery.errors import ConfigurationError, SchemaVersionError, StoreError
-from stabilize_celery.persistence.statements import alone
+from stabilize_celery.errors import (
+    CommitUnknownError,
+    ConfigurationError,
+    RepeatTransactionError,
+    SchemaVersionError,
+    StoreError,
+)
+from stabilize_celery.persistence.statements import IN_COMMIT, alone, committing
 from stabilize_celery.persistence.types import dumps
-from stabilize_celery.persistence.wire import attach
+from stabilize_celery.persistence.wire import attach, wire_of
 from stabilize_celery.redaction import redact_text
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 #: How often a transaction is run when others are in its way each time.
 COLLISIONS = 10
 _RETRYABLE_SQLSTATES = {"40001", "40P01", "55P03"}
+_READ_ONLY, _CANCELED = "25006", "57014"
+#: No connection, no resources, ended by the server (it shuts down or starts, or the session took too long), a standby.
+_AWAY = ("08", "53", "57P", "25P03", "25P04", _READ_ONLY, _CANCELED)
+_SQLITE_AWAY = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR")
+_FIRST_PAUSE = 0.05
+#: How often in all a reading may be given up by the server before that is the answer.
+_MOST_CANCELED = 3
 #: How often the database is asked for the time at most, and how quick an answer must be to be trusted.
 _MEASUREMENTS = 5
 _QUICK = timedelta(milliseconds=2)
@@ -86,10 +101,18 @@ class Database:
             connect_args: dict[str, Any] = {
                 "connect_timeout": 10,
                 "application_name": "stabilize",
+                "client_encoding": "utf8",
                 # psycopg forgets all prepared statements of a session when it rolls back, also those of the wire.
                 "prepare_threshold": None,
             }
-            options |= {"pool_size": pool_size, "max_overflow": 20, "connect_args": connect_args}
+            options |= {
+                "pool_size": pool_size,
+                "max_overflow": 20,
+                "connect_args": connect_args,
+                # Said by each BEGIN, which costs nothing: what the server, the database or the role has as its default
+                # is another matter, and to change it for the session is no use behind a pooler.
+                "isolation_level": "READ COMMITTED",
+            }
         else:
             options["connect_args"] = {"check_same_thread": False, "timeout": 30}
             if self._in_memory:
@@ -104,21 +127,36 @@ class Database:
 
             @event.listens_for(engine, "connect")
             def connected(connection: Any, record: Any) -> None:
-                attach(record.info, connection, prepares=prepare_statements)
+                self._check_encoding(connection)
+                attach(
+                    record.info, connection, prepares=prepare_statements, lone_begin=_needs_begin(connection)
+                )
         else:
             event.listen(engine, "connect", _configure_sqlite)
             event.listen(engine, "begin", _begin_immediate)
         return engine
 
+    def _check_encoding(self, connection: Any) -> None:
+        encoding = (connection.pgconn.parameter_status(b"server_encoding") or b"UTF8").decode()
+        if encoding != "UTF8":
+            raise ConfigurationError(
+                f"database {self.name} has the encoding {encoding}, in which not every text can be stored; make one "
+                "with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+            )
+
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """A transaction: commits at the end of the block, rolls back on any exception.
+        """A transaction, READ COMMITTED: commits at the end of the block, rolls back on any exception.
 
         Raises:
-            StoreError: the database cannot be reached.
+            StoreError: the database cannot be used at the moment.
+            CommitUnknownError: (a StoreError) it went away during the commit.
         """
         with self._exclusive_use(), self._reachable(), self.engine.begin() as connection:
             yield connection
+            if self.is_postgresql:
+                with committing():
+                    connection.commit()
 
     @contextmanager
     def autocommit(self) -> Iterator[Connection]:
@@ -128,7 +166,11 @@ class Database:
                 yield connection
             return
         with self._reachable(), self.engine.connect() as connection:
-            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+            if wire_of(connection.connection).lone_begin:
+                with connection.begin():
+                    yield connection
+            else:
+                yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def alone(self) -> Iterator[Connection]:
@@ -159,24 +201,40 @@ class Database:
         try:
             with missing_tables_explained(self.name):
                 yield
-        except OperationalError as error:
-            if error.connection_invalidated or _is_connection_failure(error):
-                raise StoreError(
-                    f"database {self.name} cannot be reached: {error.orig}", cause=None
-                ) from error
+        except DBAPIError as error:
+            if is_unavailable(error):
+                raise self._unavailable(error) from error
             raise
+
+    def _unavailable(self, error: DBAPIError) -> StoreError:
+        what = " ".join(str(error.orig).split())
+        if is_commit_unknown(error):
+            return CommitUnknownError(
+                f"the connection to database {self.name} was lost while a transaction was being committed, so it is not "
+                f"known whether it was; look before you repeat what you did: {what}"
+            )
+        state = _sqlstate(error)
+        if state == _READ_ONLY:
+            return StoreError(
+                f"database {self.name} is read-only: {what}. After a failover it has to become the primary; otherwise "
+                "look at default_transaction_read_only of the server, the database and the role"
+            )
+        if state == _CANCELED:
+            return StoreError(f"database {self.name} gave up a statement: {what}")
+        return StoreError(
+            f"database {self.name} cannot be reached; check stabilize_database_url and that the server runs: {what}"
+        )
 
     def _synchronise(self) -> None:
         self._synchronised = True
         try:
             with self.engine.connect() as connection:
                 _measure(connection, self.clock)
-        except OperationalError as error:
+        except BaseException as error:
             self._synchronised = False
-            raise StoreError(
-                f"database {self.name} cannot be reached; check stabilize_database_url and that the server runs: "
-                f"{' '.join(str(error.orig).split())}"
-            ) from error
+            if isinstance(error, DBAPIError) and is_unavailable(error):
+                raise self._unavailable(error) from error
+            raise
 
     def dispose(self) -> None:
         """Close all connections."""
@@ -238,12 +296,68 @@ def repeated(transaction: Callable[[], T], times: int = COLLISIONS) -> T:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether the database, rather than the statement, is the problem."""
+    """Whether the database, rather than the statement, is the problem: what was tried may be tried again later.
+
+    It is away, has no resources left, is read-only (a standby after a failover), or has given up what took too long.
+    """
     if isinstance(error, StoreError):
-        return True
-    return isinstance(error, OperationalError) and (
-        error.connection_invalidated or _is_connection_failure(error)
-    )
+        return not isinstance(error, SchemaVersionError | RepeatTransactionError)
+    if not isinstance(error, DBAPIError):
+        return False
+    if isinstance(error.orig, sqlite3.Error):
+        return (getattr(error.orig, "sqlite_errorname", None) or "").startswith(_SQLITE_AWAY)
+    state = _sqlstate(error)
+    if state is None:
+        # None at all: the connection was never made, or is gone.
+        return error.connection_invalidated or isinstance(error, OperationalError)
+    return error.connection_invalidated or state.startswith(_AWAY)
+
+
+def is_canceled(error: BaseException) -> bool:
+    """Whether the server gave up a statement that took too long: the next one may have the same fate, and the next."""
+    return _sqlstate(error) in (_CANCELED, "25P04")
+
+
+def is_commit_unknown(error: BaseException) -> bool:
+    """Whether the connection was lost during the commit, which may have been done, or not."""
+    return isinstance(error, CommitUnknownError) or bool(getattr(error, IN_COMMIT, False))
+
+
+def patiently(
+    read: Callable[[], T], seconds: float | None, given_up: Callable[[], bool] = lambda: False
+) -> T:
+    """Read, and again while the database is unavailable.
+
+    Args:
+        read: changes nothing, or nothing more when it is done twice.
+        seconds: for how long; ``None`` for as long as it takes.
+        given_up: whether the answer is not wanted any more.
+
+    Raises:
+        StoreError: it is unavailable still, or gave up the statement again and again.
+    """
+    end = None if seconds is None else time.monotonic() + seconds
+    pause, canceled = _FIRST_PAUSE, 0
+    while True:
+        try:
+            return read()
+        except (StoreError, DBAPIError) as error:
+            canceled += is_canceled(error)
+            late = end is not None and time.monotonic() + pause > end
+            if not is_unavailable(error) or late or canceled > _MOST_CANCELED or given_up():
+                raise
+            if pause == _FIRST_PAUSE:
+                logger.warning("it is tried again: %s", error)
+        time.sleep(pause)
+        pause = min(pause * 2, 1.0)
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    """The SQLSTATE of an error of the database, or of the one that a StoreError tells of."""
+    if isinstance(error, StoreError) and error.__cause__ is not None:
+        error = error.__cause__
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return state if isinstance(state, str) else None
 
 
 def is_duplicate(error: IntegrityError) -> bool:
@@ -251,6 +365,12 @@ def is_duplicate(error: IntegrityError) -> bool:
     state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
     name = getattr(error.orig, "sqlite_errorname", None)
     return state == "23505" or name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE")
+
+
+def is_dedup_key(error: IntegrityError) -> bool:
+    """Whether a workflow with that application and dedup_key is there already."""
+    told = str(error.orig)
+    return "uq_stabilize_workflows_application" in told or "stabilize_workflows.dedup_key" in told
 
 
 @contextmanager
@@ -277,12 +397,14 @@ def missing_tables(database: str) -> SchemaVersionError:
     )
 
 
-def _is_connection_failure(error: OperationalError) -> bool:
-    if isinstance(error.orig, sqlite3.OperationalError):
-        return "unable to open" in str(error.orig)
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    # 08: connection exceptions, 57P: the server is shutting down; none at all: the connection was never made.
-    return sqlstate is None or sqlstate.startswith(("08", "57P"))
+def _needs_begin(connection: Any) -> bool:
+    """Whether a statement without BEGIN would not be READ COMMITTED here; asked once for each connection."""
+    connection.autocommit = True
+    try:
+        shown = connection.execute("SHOW default_transaction_isolation", prepare=False).fetchone()
+    finally:
+        connection.autocommit = False
+    return bool(shown[0] != "read committed")
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -21,6 +21,8 @@ from sqlalchemy.exc import DBAPIError
 from stabilize_celery.persistence.prepared import Parameters, Prepared, Rows, prepare, prepare_insert
 from stabilize_celery.persistence.wire import is_ours, wire_of
 
+#: The note on an error that was raised during a commit.
+IN_COMMIT = "stabilize_in_commit"
 #: Rows are inserted so many at a time: a statement for each number of rows would fill the memory of the session.
 _TOGETHER = (50, 8, 7, 6, 5, 4, 3, 2, 1)
 #: The seam of tests that count statements, or decide when each may run.  Called in the thread that runs the statement,
@@ -125,7 +127,21 @@ def batch(connection: Connection, *, commit: bool = False) -> Iterator[None]:
         with wire_of(connection.connection).batch(commit=commit):
             yield
     except BaseException as error:
-        reraise(connection, error)
+        if not commit:
+            reraise(connection, error)
+        with committing():
+            reraise(connection, error)
+
+
+@contextmanager
+def committing() -> Iterator[None]:
+    """The block commits: on an error with which the connection was lost it is noted that this was the moment."""
+    try:
+        yield
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            setattr(error, IN_COMMIT, True)
+        raise
 
 
 @contextmanager

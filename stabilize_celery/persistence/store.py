@@ -17,7 +17,7 @@ from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import queries, rows
-from stabilize_celery.persistence.database import is_duplicate
+from stabilize_celery.persistence.database import is_dedup_key, is_duplicate
 from stabilize_celery.persistence.handover_store import HandOverStore
 from stabilize_celery.persistence.joining import Executor
 from stabilize_celery.persistence.message_store import MessageStore
@@ -267,7 +267,7 @@ def taken_ids_explained(many: Sequence[Workflow]) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
-        if not is_duplicate(error) or workflows.name not in str(error.orig):
+        if not is_duplicate(error) or is_dedup_key(error) or workflows.name not in str(error.orig):
             raise
         ids = ", ".join(w.id for w in many[:3])
         raise WorkflowStateError(

@@ -59,9 +59,12 @@ class Wire:
     Args:
         connection: nobody else uses it at the same time.
         prepares: whether statements may be prepared in its session, and stay so.
+        lone_begin: whether a statement that is a transaction by itself needs a BEGIN to be READ COMMITTED.
     """
 
-    def __init__(self, connection: psycopg.Connection[Any], *, prepares: bool) -> None:
+    def __init__(
+        self, connection: psycopg.Connection[Any], *, prepares: bool, lone_begin: bool = False
+    ) -> None:
         self._connection = connection
         self._server = connection.pgconn
         self._values = Transformer(connection)
@@ -75,6 +78,7 @@ class Wire:
         self._batches = 0
         #: Whether a transaction is begun where psycopg would.
         self.begins = True
+        self.lone_begin = lone_begin
 
     def run(self, sql: str, bound: Sequence[Sequence[Any]]) -> Reply:
         """Run a statement, once for each of the parameters; within a batch it is sent with the others.
@@ -125,9 +129,13 @@ class Wire:
         try:
             self._server.enter_pipeline_mode()
             replies = self._begin()
+            ends = bool(replies) and not self.begins
             for (sql, _, reply), values in zip(waiting, texts, strict=True):
                 self._enqueue(sql, values, replies, fresh)
                 replies.append(reply)
+            if ends:
+                self._server.send_query_params(b"COMMIT", None)
+                replies.append(None)
             self._server.pipeline_sync()
             self._transmit()
             failure = self._receive(replies)
@@ -153,7 +161,7 @@ class Wire:
     def _begin(self) -> list[Reply | None]:
         connection = self._connection
         if (
-            not self.begins
+            not (self.begins or self.lone_begin)
             or connection.autocommit
             or self._server.transaction_status != TransactionStatus.IDLE
         ):
@@ -224,7 +232,9 @@ def is_ours(pooled: Any) -> bool:
     return _KEY in pooled.info
 
 
-def attach(info: dict[str, Any], connection: psycopg.Connection[Any], *, prepares: bool) -> None:
+def attach(
+    info: dict[str, Any], connection: psycopg.Connection[Any], *, prepares: bool, lone_begin: bool
+) -> None:
     """Give a new connection of a pool of ours its wire."""
     set_json_loads(loads, connection)
-    info[_KEY] = Wire(connection, prepares=prepares)
+    info[_KEY] = Wire(connection, prepares=prepares, lone_begin=lone_begin)

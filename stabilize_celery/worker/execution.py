@@ -330,7 +330,7 @@ class _Attempt:
         if result.status in _IMPOSSIBLE:
             return failure(ValueError(f"task {task.name} returned the status {result.status}"))
         if result.hand_over is not None:
-            return launched(result.hand_over, self._row, self._settings)
+            return launched(result.hand_over, self._settings)
         if result.status is not S.RUNNING:
             told = result.context.get("exception") if result.status.is_failure else None
             reason = str(result.context.get("error", ""))[:500]

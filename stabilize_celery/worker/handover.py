@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,9 @@ logger = discreet_logger(__name__)
 OWN_RETRIES = "own_retries"
 
 
-def launched(to: HandOver, row: Mapping[str, Any], settings: Settings) -> Outcome:
-    """The outcome of sending a task's work to its queue; looked after later each time nothing comes of it."""
-    patience = min(settings.resend_delay * 2.0 ** min(row["sends"], 16), settings.resend_delay_max)
-    return Outcome(Verdict.HANDED_OVER, hand_over=to, delay=to.delay + patience)
+def launched(to: HandOver, settings: Settings) -> Outcome:
+    """The outcome of sending a task's work to its queue, which is looked at if nothing comes of it."""
+    return Outcome(Verdict.HANDED_OVER, hand_over=to, delay=to.delay + settings.resend_delay)
 
 
 def handed_back(

@@ -56,6 +56,42 @@ def test_one_at_a_time_first_come_first_served(engine: ConformanceEngine) -> Non
     assert starts == sorted(starts)
 
 
+def test_the_oldest_is_the_one_that_was_made_first(engine: ConformanceEngine) -> None:
+    """Whatever was started first: the ids count, see docs/how-to/limits.md."""
+    line = Line(engine)
+    holder = line.add()
+    gate = engine.gate("of-all")
+    body = [[{"wait_file": gate.path}, {"return": "success"}]]
+    made = [flow(stage("a", "script", do=body), config=line.config) for _ in range(3)]
+    assert [w.id for w in made] == sorted(w.id for w in made)
+    later = {}
+    for workflow in reversed(made):
+        later[workflow.id] = engine.start(workflow)
+        engine.wait_until(lambda run=later[workflow.id]: run.status is S.BUFFERED)  # type: ignore[misc]
+    line.gates[0].open()
+    engine.wait_until(lambda: str(later[made[0].id].status) == "RUNNING", run=holder)
+    assert [str(later[w.id].status) for w in made] == ["RUNNING", "BUFFERED", "BUFFERED"]
+    gate.open()
+    engine.wait_until(lambda: all(run.ready() for run in later.values()), run=holder)
+    starts = [later[w.id].workflow().start_time for w in made]
+    assert starts == sorted(starts)  # type: ignore[type-var]
+
+
+def test_one_that_gave_its_slot_back_is_older_than_those_made_after_it(engine: ConformanceEngine) -> None:
+    line = Line(engine)
+    first, second, third = (line.add() for _ in range(3))
+    first.pause()
+    line.wait("PAUSED", "RUNNING", "BUFFERED")
+    first.resume()
+    line.wait("BUFFERED", "RUNNING", "BUFFERED")
+    line.gates[1].open()
+    line.wait("RUNNING", "SUCCEEDED", "BUFFERED")
+    for gate in (line.gates[0], line.gates[2]):
+        gate.open()
+    line.wait("SUCCEEDED", "SUCCEEDED", "SUCCEEDED")
+    assert second.status is third.status
+
+
 def test_without_keeping_the_newest_is_started_and_the_others_are_canceled(engine: ConformanceEngine) -> None:
     """Scenario 69 with keep=False; defect 31: the oldest was kept."""
     line = Line(engine, keep=False)

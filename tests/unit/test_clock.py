@@ -7,9 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import event
+from ulid import ULID
 
 from stabilize_celery import Stabilize, StageExecution, Workflow, WorkflowStatus
 from stabilize_celery.clock import Clock, FakeClock
+from stabilize_celery.models import ids
+from stabilize_celery.models.ids import new_id
 from stabilize_celery.persistence.database import Database
 
 NEAR = timedelta(seconds=0.4)
@@ -68,3 +71,20 @@ def test_a_machine_that_is_a_little_behind_handles_what_others_have_just_sent(
         [(message_id, message_type)] = ahead.publisher.ready
         assert late.dispatcher.process(message_id, message_type) is handled
         assert (run.status is WorkflowStatus.RUNNING) is handled
+
+
+def test_ids_of_one_process_sort_in_the_order_they_were_made(monkeypatch):
+    made = [new_id() for _ in range(5000)]
+    # The clock is set back.
+    monkeypatch.setattr(ids, "ULID", lambda: 17)
+    monkeypatch.setattr(ids.ULID, "from_int", ULID.from_int, raising=False)
+    made += [new_id() for _ in range(10)]
+    assert made == sorted(set(made))
+    assert {len(each) for each in made} == {26}
+
+
+def test_a_forked_process_does_not_go_on_with_the_ids_of_its_parent(monkeypatch):
+    monkeypatch.setattr(ids, "_last", int(ULID()) + (1 << 90))
+    before = new_id()
+    ids._forget()
+    assert new_id() < before

@@ -59,6 +59,7 @@ PACKAGE = [
 ]
 ERRORS = [
     "CircularDependencyError",
+    "CommitUnknownError",
     "ConcurrencyError",
     "ConfigurationError",
     "DeadLetterError",
@@ -72,6 +73,7 @@ ERRORS = [
     "PermanentError",
     "QueueError",
     "RecoveryError",
+    "RepeatTransactionError",
     "SchemaVersionError",
     "StabilizeBaseException",
     "StabilizeError",

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import OperationalError
 
 from stabilize_celery.errors import StoreError
+from stabilize_celery.persistence.database import is_canceled
 from stabilize_celery.persistence.store import WorkflowStore
 
 #: Nobody waits longer for a page; a search through too much is given up (PostgreSQL).
@@ -29,8 +29,8 @@ def reading(store: WorkflowStore) -> Iterator[Connection]:
                 longest = int(LONGEST_STATEMENT.total_seconds() * 1000)
                 connection.execute(text(f"SET LOCAL statement_timeout = {longest}"))
             yield connection
-    except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) == "57014":
+    except StoreError as error:
+        if is_canceled(error):
             raise StoreError(
                 f"database {store.database.name} took longer than {LONGEST_STATEMENT.total_seconds():g} s; "
                 "ask for less: choose an application, a status or an id"

@@ -186,7 +186,7 @@ class World:
         self._relay_at = self.clock.now()
 
         def next_send(row: dict[str, Any]) -> float:
-            return float(min(settings.resend_delay * 2.0 ** min(row["sends"], 16), settings.resend_delay_max))
+            return float(settings.resend_delay)
 
         rows = self.engine.store.take_due(_RELAY_BATCH, next_send)
         if len(rows) < _RELAY_BATCH:

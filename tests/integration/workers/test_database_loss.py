@@ -44,3 +44,27 @@ def test_a_result_waits_for_the_database_to_come_back(deploy: Deploy, own_postgr
 
     assert result.status is S.SUCCEEDED
     assert result.order() == ["a", "b"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("told_to_stop", [False, True], ids=["it comes", "stopped"])
+def test_a_worker_waits_for_its_database(
+    deploy: Deploy, own_postgres: PostgresService, told_to_stop: bool
+) -> None:
+    """As it waits for its broker."""
+    database = own_postgres.create_database(f"late_{int(told_to_stop)}")
+    create_tables(database)
+    own_postgres.stop()
+    try:
+        worker = deploy(database=database).worker(wait=False)
+        worker.wait_log(
+            "stabilize_celery waits for its database, and asks again in 2 s: database .* cannot be reached",
+            60,
+        )
+        if told_to_stop:
+            assert worker.stop() == 0
+    finally:
+        own_postgres.start()
+    if not told_to_stop:
+        worker.wait_ready(60)

@@ -14,6 +14,7 @@ from stabilize_celery.crash_points import reach
 from stabilize_celery.errors import (
     CommitUnknownError,
     InvalidMessageError,
+    StoreError,
     UnknownMessageError,
     describe_error,
 )
@@ -148,7 +149,13 @@ class Dispatcher:
             logger.warning("the result of message %s was refused: its lease was lost", message_id)
             return False
         for local in unit.local:
-            self.handle(local, was_sent=False)
+            try:
+                self.handle(local, was_sent=False)
+            except StoreError as error:
+                if not is_unavailable(error):
+                    raise
+                # The result is recorded; the relay sends what follows of it.
+                logger.warning("message %s is handled later: %s", local, error)
         return True
 
     def _transact_safely(

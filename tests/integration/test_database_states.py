@@ -365,6 +365,27 @@ def test_tasks_that_ask_the_database_wait_for_it(make: Make, monkeypatch: pytest
     assert all(task.last_error is None for each in run.workflow().stages for task in each.tasks)
 
 
+def test_what_follows_a_recorded_result_is_handled_later(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of a workflow that failed is a transaction of its own, right after that of the result."""
+    engine = make()
+    run = engine.start(flow(stage("a", "fail"), stage("b")))
+    handle, away = engine.dispatcher.handle, []
+
+    def away_once(message_id: str, **options: Any) -> bool:
+        if options and not away:
+            away.append(message_id)
+            raise StoreError("the database is away")
+        return handle(message_id, **options)
+
+    monkeypatch.setattr(engine.dispatcher, "handle", away_once)
+    engine.processor.drain(timeout=30, until=run.ready)
+    assert run.status is S.TERMINAL
+    assert away
+    assert "was refused" not in caplog.text
+
+
 # ---------------------------------------------------------------------- away in mid-commit
 
 

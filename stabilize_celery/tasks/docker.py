@@ -9,15 +9,22 @@ from datetime import timedelta
 from typing import Any
 
 from stabilize_celery.models.stage import StageExecution
-from stabilize_celery.redaction import Masker
 from stabilize_celery.tasks.docker_client import DockerMissingError, Watch, bounded, connect, frames
 from stabilize_celery.tasks.docker_options import DockerOptions
 from stabilize_celery.tasks.docker_run import pull_image, run_container
 from stabilize_celery.tasks.interface import Task
-from stabilize_celery.tasks.options import OptionError, masker_of, read_options
-from stabilize_celery.tasks.process_options import execution_timeout, printed, seconds
+from stabilize_celery.tasks.options import (
+    OptionError,
+    execution_timeout,
+    fitted,
+    masker_of,
+    printed,
+    read_options,
+    redactor_of,
+    seconds,
+)
+from stabilize_celery.tasks.processes import Capture, ProcessResult
 from stabilize_celery.tasks.result import TaskResult
-from stabilize_celery.tasks.supervision import Capture, ProcessResult
 
 #: Characters of stderr in an error.
 _ERROR_HEAD = 200
@@ -41,14 +48,13 @@ class DockerTask(Task):
             options = read_options(DockerOptions, stage)
         except OptionError as error:
             return TaskResult.terminal(str(error))
-        masker = masker_of(stage)
         try:
             client = connect(options.timeout)
         except DockerMissingError as error:
             message = f"Docker is not available. Ensure Docker is installed and running. ({error})"
-            return options.failure(masker.text(message))
+            return options.failure(masker_of(stage).text(message))
         with contextlib.closing(client):
-            return _act(client, options, masker)
+            return _act(client, options, stage)
 
     def get_execution_timeout(self, stage: StageExecution) -> timedelta | None:
         """The option ``timeout`` and some room to clean up."""
@@ -57,7 +63,7 @@ class DockerTask(Task):
         )
 
 
-def _act(client: Any, options: DockerOptions, masker: Masker) -> TaskResult:
+def _act(client: Any, options: DockerOptions, stage: StageExecution) -> TaskResult:
     """Do the action under watch and turn what came of it into a result."""
     import docker
     import requests
@@ -77,9 +83,10 @@ def _act(client: Any, options: DockerOptions, masker: Masker) -> TaskResult:
     ) as error:
         if watch.ended == "exit":
             reason = getattr(error, "explanation", None) or str(error)
-            return options.failure(masker.text(f"Docker {options.action} failed: {reason}"))
+            return options.failure(redactor_of(stage).text(f"Docker {options.action} failed: {reason}"))
         result, more = ProcessResult(-1, b"", b"", False, False, watch.ended), {}
-    out, err = printed(result, masker)
+    succeeded = watch.ended == "exit" and result.exit_code == 0
+    out, err = printed(result, masker_of(stage) if succeeded else redactor_of(stage))
     data = {
         "stdout": out.strip(),
         "stderr": err.strip(),
@@ -87,6 +94,7 @@ def _act(client: Any, options: DockerOptions, masker: Masker) -> TaskResult:
         "truncated": result.truncated,
         **more,
     }
+    data = fitted(data)
     if watch.ended == "interrupt":
         return TaskResult.terminal(f"Docker {options.action} was interrupted", context=data)
     if watch.ended == "timeout":

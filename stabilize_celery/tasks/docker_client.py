@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from stabilize_celery.tasks.processes import Capture, Ending
 from stabilize_celery.tasks.run import current_run
-from stabilize_celery.tasks.supervision import Capture, Ending
 
 #: Seconds an action has to end by itself after its container was killed, before its connection is cut.
 _CUT_AFTER_SECONDS = 10.0

@@ -7,8 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from stabilize_celery.tasks.options import DEFAULT_MAX_OUTPUT_BYTES, TaskOptions
-from stabilize_celery.tasks.process_options import Environment, PlainText
+from stabilize_celery.tasks.options import DEFAULT_MAX_OUTPUT_BYTES, Environment, PlainText, TaskOptions
 
 #: Each of these lets a process out of its container or into the host's kernel.
 DANGEROUS_CAPABILITIES = frozenset(

@@ -8,8 +8,8 @@ from typing import Any
 
 from stabilize_celery.tasks.docker_client import Watch, bounded, connect
 from stabilize_celery.tasks.docker_options import DockerOptions
+from stabilize_celery.tasks.processes import ProcessResult
 from stabilize_celery.tasks.run import current_run
-from stabilize_celery.tasks.supervision import ProcessResult
 
 #: Label that finds the container of an earlier attempt whose worker died.
 TASK_LABEL = "stabilize.task"

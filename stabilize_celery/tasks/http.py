@@ -26,11 +26,17 @@ from stabilize_celery.tasks.http_request import (
 )
 from stabilize_celery.tasks.http_response import TooLargeError, read_response
 from stabilize_celery.tasks.interface import Task
-from stabilize_celery.tasks.options import OptionError, masker_of, read_options, stage_label, visible_data
+from stabilize_celery.tasks.options import (
+    OptionError,
+    masker_of,
+    read_options,
+    stage_label,
+    substitute,
+    visible_data,
+)
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import current_run
 from stabilize_celery.tasks.ssrf import SsrfBlockedError
-from stabilize_celery.tasks.substitution import substitute
 
 #: Seconds beyond what the options allow before the engine may step in.
 _MARGIN_SECONDS = 20.0

@@ -30,6 +30,8 @@ class TaskRun:
     fencing_token: int = 1
     cancelled: threading.Event = field(default_factory=threading.Event)
     clock: Clock = field(default_factory=Clock, repr=False)
+    #: Bytes of JSON that the outputs of its stage may have.
+    output_limit: int | None = None
     _callbacks: list[Callable[[], None]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

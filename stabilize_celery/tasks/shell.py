@@ -18,24 +18,24 @@ from stabilize_celery.errors import TransientError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.options import (
+    NAME,
+    PLACEHOLDER,
     OptionError,
+    PlainText,
+    ProcessOptions,
+    as_text,
+    execution_timeout,
+    fitted,
     masker_of,
+    printed,
     read_options,
     redactor_of,
+    seconds,
     stage_label,
     visible_data,
 )
-from stabilize_celery.tasks.process_options import (
-    PlainText,
-    ProcessOptions,
-    execution_timeout,
-    printed,
-    seconds,
-)
+from stabilize_celery.tasks.processes import ProcessResult, run_group
 from stabilize_celery.tasks.result import TaskResult
-from stabilize_celery.tasks.subprocess_group import run_group
-from stabilize_celery.tasks.substitution import PLACEHOLDER, as_text
-from stabilize_celery.tasks.supervision import ProcessResult
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ def _result(options: ShellOptions, process: ProcessResult, stage: StageExecution
     if options.binary:
         raw = hide.data(process.stdout, truncated=process.stdout_truncated)
         data["stdout_b64"] = base64.b64encode(raw).decode("ascii")
+    data = fitted(data)
     if succeeded:
         return TaskResult.success(outputs=data)
     if process.ended == "interrupt":
@@ -181,7 +182,6 @@ def _result(options: ShellOptions, process: ProcessResult, stage: StageExecution
 # A value never becomes part of the command: {key} becomes a variable, in double quotes unless it stands in some.  So
 # all there is to know of a place is whether a variable is expanded there, once, and by this shell.
 
-_WORD = re.compile(r"[A-Za-z_][\w.-]*")
 _EITHER = r"(?P<skip>\{\{[^{}]*\}\}|\\.|<<<)|(?<!\$)\{(?P<name>[^{}]+)\}|(?P<back>`(?:\\.|[^`\\])*`?)"
 _QUOTED = re.compile(rf'{_EITHER}|(?P<open>\$\(\(|\$\(|\$\{{)|(?P<end>")|(?P<other>.)', re.DOTALL)
 _PLAIN = re.compile(
@@ -329,7 +329,7 @@ class _Binder:
     def _placeholder(self, name: str, text: str) -> str | None:
         now, known = self._open[-1], name in self._known
         # Git's "@{u}", and single quotes within double ones: for another program, which may know braces too.
-        meant = _WORD.fullmatch(name) is not None and not now.text.endswith("@")
+        meant = NAME.fullmatch(name) is not None and not now.text.endswith("@")
         meant = meant and not (now.kind == '"' and now.text.count("'") % 2 == 1)
         if not known and not (meant and self._more):
             self._unfilled += [name] if meant else []

@@ -259,6 +259,7 @@ class _Attempt:
             self._number,
             int(self._row["claims"]),
             clock=self._worker.store.clock,
+            output_limit=self._settings.max_output_bytes,
         )
 
         def expire() -> None:

@@ -10,20 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from stabilize_celery.tasks.orphan_guard import _Guard, _guard
-from stabilize_celery.tasks.subprocess_group import run_group
+from stabilize_celery.tasks.processes import _Guard, _guard, run_group
 from tests.unit.tasks.helpers import await_end, is_running
 
 WORKER = """
 import os, sys, threading
-from stabilize_celery.tasks.subprocess_group import run_group
-from stabilize_celery.tasks.orphan_guard import _guard
+from stabilize_celery.tasks.processes import _guard, run_group
 
-def add(group, add=_guard.add):
-    add(group)
+def tell(sign, group, tell=_guard.tell):
+    tell(sign, group)
     print("guarded", flush=True)
 
-_guard.add = add
+_guard.tell = tell
 
 def one():
     run_group(["/bin/sh", "-c", sys.argv[1]], timeout=1000, max_output_size=100)
@@ -76,9 +74,9 @@ def test_groups_that_ended_are_forgotten_and_the_others_killed():
     processes = [subprocess.Popen(["sleep", "1000"], start_new_session=True) for _ in range(4)]
     try:
         for process in processes:
-            guard.add(process.pid)
-        guard.remove(processes[0].pid)
-        guard.remove(processes[2].pid)
+            guard.tell("+", process.pid)
+        guard.tell("-", processes[0].pid)
+        guard.tell("-", processes[2].pid)
         guard.close()
         assert processes[1].wait() == processes[3].wait() == -signal.SIGKILL
         assert is_running(processes[0].pid)
@@ -92,12 +90,12 @@ def test_groups_that_ended_are_forgotten_and_the_others_killed():
 def test_a_guard_that_was_killed_is_replaced():
     guard = _Guard()
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as first:
-        guard.add(first.pid)
+        guard.tell("+", first.pid)
         assert guard._shell is not None
         guard._shell.kill()
         guard._shell.wait()
         with subprocess.Popen(["sleep", "1000"], start_new_session=True) as second:
-            guard.add(second.pid)
+            guard.tell("+", second.pid)
             guard.close()
             assert first.wait() == second.wait() == -signal.SIGKILL
 
@@ -105,7 +103,7 @@ def test_a_guard_that_was_killed_is_replaced():
 def test_a_child_forgets_the_guard_of_its_parent():
     guard = _Guard()
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:
-        guard.add(process.pid)
+        guard.tell("+", process.pid)
         shell = guard._shell
         assert shell is not None
         keep = os.dup(shell.stdin.fileno())  # type: ignore[union-attr]

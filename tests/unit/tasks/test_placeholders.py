@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from stabilize_celery import StageExecution, Workflow
 from stabilize_celery.errors import InvalidWorkflowError
 from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.tasks.options import as_text, substitute
 from stabilize_celery.tasks.shell import ShellTask, bind
-from stabilize_celery.tasks.substitution import as_text, substitute
 from tests.unit.tasks.helpers import stage_of
 
 #: Any text a variable can hold.

@@ -186,6 +186,14 @@ def test_module(tmp_path: Path):
     assert "No module named 'nope'" in failure(own | {"module": "nope"})
 
 
+def test_modules_of_the_working_directory_do_not_meddle(tmp_path: Path):
+    (tmp_path / "json.py").write_text("VALUE = 'mine'")
+    (tmp_path / "job.py").write_text("import sys\nRESULT = [type(INPUT).__name__, sys.path[0]]")
+    own = {"script": "import sys\nRESULT = sys.path[0]", "cwd": str(tmp_path)}
+    assert outputs(own)["result"] == ""
+    assert outputs({"script_file": "job.py", "cwd": str(tmp_path)})["result"] == ["dict", str(tmp_path)]
+
+
 def test_environment_and_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FROM_WORKER", "w")
     own = {
@@ -354,7 +362,7 @@ def test_an_upstream_secret_is_masked():
         ({"script": "1", "timeout": "soon"}, "option 'timeout': Input should be a valid number"),
         ({"script": "1", "cwd": "/no/dir"}, "option 'cwd': is no directory (got '/no/dir')"),
         ({"script": "1", "env": {"A": ["s3cr3t"]}}, "option 'env.A': Input should be a valid string"),
-        ({"script": "1", "in_process": True, "cwd": "/"}, "'in_process' cannot be combined with cwd"),
+        ({"script": "1", "in_process": True}, "option 'in_process': Input should be False (got True)"),
     ],
 )
 def test_options_that_make_no_sense(own: dict[str, Any], error: str):

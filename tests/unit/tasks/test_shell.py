@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import os
 import threading
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stabilize_celery import Stabilize, StageExecution, Workflow
 from stabilize_celery.errors import TransientError
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.tasks.result import TaskResult
@@ -201,3 +203,53 @@ def test_options_that_make_no_sense(own: dict[str, Any], error: str):
     assert found.startswith("Stage 's': ")
     assert error in found
     assert "hunter2" not in found
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("head -c 100000 /dev/zero | tr '\\0' x", {}),
+        ("head -c 20000 /dev/zero; head -c 3000 /dev/zero >&2", {}),
+        ("head -c 90000 /dev/urandom", {"binary": True}),
+        ("yes é | head -c 60000", {}),
+        ("head -c 100000 /dev/zero; exit 1", {"continue_on_failure": True}),
+    ],
+)
+def test_output_is_cut_to_what_a_stage_can_hold(command: str, more: dict[str, Any]):
+    with running(TaskRun("w", "s", "t", output_limit=50_000)):
+        result = run({"command": command, **more})
+    data = result.outputs
+    assert data["truncated"]
+    assert 40_000 < len(json.dumps(data, separators=(",", ":"))) <= 50_000
+    assert data["exit_code"] == (1 if "exit" in command else 0)
+    if "binary" in more:
+        assert len(base64.b64decode(data["stdout_b64"], validate=True)) > 8_000
+
+
+def test_output_that_fits_is_not_cut():
+    with running(TaskRun("w", "s", "t", output_limit=50_000)):
+        result = run("head -c 40000 /dev/zero | tr '\\0' x")
+    assert (len(result.outputs["stdout"]), result.outputs["truncated"]) == (40_000, False)
+
+
+def test_a_stage_with_much_output_succeeds():
+    with Stabilize.embedded(max_output_bytes=20_000) as engine:
+        stages = [
+            StageExecution.single("s", "shell", {"command": "seq 100000"}),
+            StageExecution.single("p", "python", {"script": "print('y' * 10**6); RESULT = 'z' * 9000"}),
+            StageExecution.single(
+                "f", "shell", {"command": "seq 100000 >&2; exit 3", "continuePipelineOnFailure": True}
+            ),
+            StageExecution.single(
+                "r", "python", {"script": "RESULT = 'z' * 30_000", "continuePipelineOnFailure": True}
+            ),
+        ]
+        done = engine.run(Workflow.create("a", "n", stages), timeout=60).workflow()
+    shell, python, failed, too_large = (done.stage_by_ref_id(ref) for ref in "spfr")
+    assert shell.status is WorkflowStatus.SUCCEEDED
+    assert shell.outputs["truncated"]
+    assert shell.outputs["stdout"].startswith("1\n2\n3\n")
+    assert python.outputs["truncated"]
+    assert len(python.outputs["result"]) == 9000
+    assert failed.context["error"].startswith("Command exited with code 3 (expected: [0]): 1\n2\n")
+    assert "the limit is 20,000" in too_large.context["error"]

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from stabilize_celery.tasks import supervision
+from stabilize_celery.tasks import processes
+from stabilize_celery.tasks.processes import ProcessResult, run_group
 from stabilize_celery.tasks.run import TaskRun, running
-from stabilize_celery.tasks.subprocess_group import run_group
-from stabilize_celery.tasks.supervision import ProcessResult
 from tests.unit.tasks.helpers import PATIENCE, await_end, is_running
 
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
 
 
 def shell(
@@ -162,11 +161,11 @@ def test_no_descriptor_is_left_open():
 def test_an_exception_in_the_waiting_thread_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
     started: list[int] = []
 
-    def fail(self: supervision.Supervision) -> ProcessResult:
+    def fail(self: processes._Group, wake: int) -> ProcessResult:
         started.append(self._process.pid)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(supervision.Supervision, "run", fail)
+    monkeypatch.setattr(processes._Group, "run", fail)
     with pytest.raises(KeyboardInterrupt):
         run_group([sys.executable, "-c", "import time; time.sleep(1000)"], timeout=60, max_output_size=1)
     assert await_end(started[0])

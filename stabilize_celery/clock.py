@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+#: The longest delay or timeout: a hundred years; later than that, no date can be trusted to exist.
+MAX_SECONDS = 100 * 365.25 * 86400.0
 #: By how much the clocks of two machines may differ before one takes what the other has sent for not due yet.
 TOLERANCE = timedelta(seconds=0.5)
+
+
+def check_seconds(value: Any, what: str, *, shortest: float = 0.0) -> None:
+    """Refuse a delay or timeout that is not a number of seconds from ``shortest`` to a hundred years.
+
+    Args:
+        value: what was given; ``None`` stands for "none" and passes.
+        what: its name, for the error.
+        shortest: the smallest accepted number.
+
+    Raises:
+        TypeError: it is not a number: a timedelta, text, a truth value.
+        ValueError: it is not finite, or out of range.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        way_out = "; give value.total_seconds()" if isinstance(value, timedelta) else ""
+        raise TypeError(
+            f"{what} is a number of seconds, not of type {type(value).__name__} ({value!r:.80}){way_out}"
+        )
+    if not (math.isfinite(value) and shortest <= value <= MAX_SECONDS):
+        raise ValueError(
+            f"{what} is a number of seconds from {shortest:g} to {MAX_SECONDS:.0f}, not {value!r:.80}"
+        )
 
 
 class Clock:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.error import URLError
 
+from stabilize_celery.clock import check_seconds
+
 MAX_STORED_ERROR_BYTES = 100 * 1024
 
 
@@ -20,6 +22,11 @@ class StabilizeBaseException(Exception):
     """Root of the tree.  ``code`` identifies the class of error in logs and machine-readable output."""
 
     code = 0
+    # Here as well, for subclasses whose own ``__init__`` leaves this one out.
+    message: str = ""
+    explicit_code: int | None = None
+    cause: BaseException | None = None
+    error_code: str | None = None
 
     def __init__(
         self,
@@ -38,11 +45,13 @@ class StabilizeBaseException(Exception):
         self.error_code = error_code
 
     def __str__(self) -> str:
-        text = self.message or (self.__doc__ or "").strip().splitlines()[0]
+        text = str(self.message or super().__str__() or type(self).__name__)
         if self.explicit_code is not None:
             text += f" (code={self.explicit_code})"
-        if self.cause is not None:
-            text += f" caused by: {self.cause}"
+        cause = self.cause
+        # A cause that has a cause of its own says so itself, unless that leads back here.
+        if cause is not None and not any(step is self for step in _given_causes(cause)):
+            text += f" caused by: {cause}"
         return text
 
 
@@ -57,12 +66,17 @@ class TransientError(StabilizeError):
 
     Args:
         message: what went wrong.
-        retry_after: minimum delay in seconds before the next attempt; without it the engine backs off.
+        retry_after: delay in seconds before the next attempt; without it the engine backs off.
         context_update: merged into the stage's own context in the transaction that schedules the retry, so the next
             attempt can go on where this one stopped (seed document *Flow Control*, "Stateful Retries").
+
+    Raises:
+        TypeError, ValueError: ``retry_after`` is not a number of seconds from 0.
     """
 
     code = 101
+    retry_after: float | None = None
+    context_update: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -75,6 +89,7 @@ class TransientError(StabilizeError):
         error_code: str | None = None,
     ) -> None:
         super().__init__(message, code=code, cause=cause, error_code=error_code)
+        check_seconds(retry_after, f"retry_after of {type(self).__name__}")
         self.retry_after = retry_after
         self.context_update = dict(context_update or {})
 
@@ -327,35 +342,40 @@ _TRANSIENT_ERRNOS = frozenset(
         errno.ENETUNREACH,
     }
 )
-_PERMANENT_NAMES = ("validation", "authentication", "authorization", "forbidden", "notfound", "invalid")
-_TRANSIENT_NAMES = ("timeout", "connection", "temporary", "unavailable", "retry", "throttl", "ratelimit")
 
 
 def is_transient(error: BaseException | None) -> bool:
     """Whether running the same task again later may help.
 
-    What is not marked by :class:`TransientError` or :class:`PermanentError` is judged by its type, then by its name,
-    then by its cause.
+    What is not marked by :class:`TransientError` or :class:`PermanentError` is judged by its type, then by its cause;
+    a group of exceptions is transient if every one of them is.  The name of a class decides nothing.
     """
     for cause in causes_of(error):
         if isinstance(cause, TransientError):
             return True
         if isinstance(cause, PermanentError):
             return False
+        if isinstance(cause, BaseExceptionGroup):
+            return all(is_transient(each) for each in cause.exceptions)
         if isinstance(cause, (ConnectionError, TimeoutError, socket.gaierror)):
             return True
         if isinstance(cause, URLError):
             # HTTPError is a URLError too; an answer such as 404 will not change by asking again.
             status = getattr(cause, "code", None)
-            return status is None or status == 429 or status >= 500
+            return not isinstance(status, int) or status == 429 or status >= 500
         if isinstance(cause, OSError) and cause.errno in _TRANSIENT_ERRNOS:
             return True
-        name = type(cause).__name__.lower()
-        if any(part in name for part in _PERMANENT_NAMES):
-            return False
-        if any(part in name for part in _TRANSIENT_NAMES):
-            return True
     return False
+
+
+def transient_marks(error: BaseException | None) -> Iterator[TransientError]:
+    """Every TransientError in an error: itself, its causes, the members of a group."""
+    for cause in causes_of(error):
+        if isinstance(cause, TransientError):
+            yield cause
+        elif isinstance(cause, BaseExceptionGroup):
+            for each in cause.exceptions:
+                yield from transient_marks(each)
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
@@ -367,32 +387,73 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def _given_causes(error: BaseException | None) -> list[BaseException]:
+    """The same, where the argument ``cause`` counts as well as ``raise ... from``."""
+    found: list[BaseException] = []
+    while error is not None and not any(error is known for known in found):
+        found.append(error)
+        given = error.__cause__ if error.__cause__ is not None else getattr(error, "cause", None)
+        error = given if isinstance(given, BaseException) else None
+    return found
+
+
+def storable_text(text: str) -> str:
+    """Text as a text column takes it: NUL and halves of surrogate pairs, which it refuses, are replaced."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
 #: At the end of a text that was cut.
 TRUNCATED = " [TRUNCATED]"
 
 
 def truncate_error(text: str, limit: int = MAX_STORED_ERROR_BYTES) -> str:
-    """Cut an error text to ``limit`` bytes of UTF-8, saying so."""
-    raw = text.encode("utf-8", "replace")
+    """Cut an error text to ``limit`` bytes of UTF-8, saying so, and leave out what no text column takes."""
+    # No character takes less than a byte: what lies behind need not be looked at, however much it is.
+    kept = storable_text(text[: limit + 1])
+    raw = kept.encode()
     if len(raw) <= limit:
-        return text
+        return kept
     return raw[:limit].decode("utf-8", "ignore") + TRUNCATED
+
+
+def error_text(error: BaseException, limit: int = MAX_STORED_ERROR_BYTES) -> str:
+    """What an exception says: never empty, never longer than ``limit`` bytes, whatever its own code does.
+
+    One without a text gives the name of its class; a group gives what its members say.
+    """
+    name = type(error).__name__
+    try:
+        said = str(error)
+    except Exception as problem:
+        said = f"{name} (its text cannot be read: __str__ raised {type(problem).__name__})"
+    if isinstance(error, BaseExceptionGroup):
+        members = [named_text(each, 1000) for each in error.exceptions[:5]]
+        more = len(error.exceptions) - len(members)
+        said += ": " + "; ".join(members) + (f"; and {more} more" if more else "")
+    return truncate_error(said, limit) or name
+
+
+def named_text(error: BaseException, limit: int = MAX_STORED_ERROR_BYTES) -> str:
+    """The class of an exception and what it says: ``KeyError: 'b'``."""
+    name, said = type(error).__name__, error_text(error, limit)
+    return said if said.startswith(name) else f"{name}: {said}"
 
 
 def describe_error(error: BaseException, transient: bool | None = None) -> dict[str, Any]:
     """The stored form of an exception: ``{"details": {error, errors, type, transient, error_code, traceback}}``."""
-    causes: list[str] = []
-    step: BaseException | None = error
-    while step is not None and len(causes) < 10:
-        causes.append(truncate_error(f"{type(step).__name__}: {step}", 10 * 1024))
-        step = step.__cause__ or getattr(step, "cause", None)
+    try:
+        told = "".join(traceback.format_exception(error))
+    except Exception:
+        # Something of it cannot be shown; where it was raised still can.
+        told = "".join([*traceback.format_tb(error.__traceback__), named_text(error)])
+    code = getattr(error, "error_code", None)
     return {
         "details": {
-            "error": truncate_error(str(error) or type(error).__name__),
-            "errors": causes,
+            "error": error_text(error),
+            "errors": [named_text(step, 10 * 1024) for step in _given_causes(error)[:10]],
             "type": type(error).__name__,
             "transient": is_transient(error) if transient is None else transient,
-            "error_code": getattr(error, "error_code", None),
-            "traceback": truncate_error("".join(traceback.format_exception(error))),
+            "error_code": truncate_error(code, 200) if isinstance(code, str) else None,
+            "traceback": truncate_error(told),
         }
     }

@@ -89,11 +89,6 @@ def is_storable(value: Any) -> bool:
     return True
 
 
-def storable_text(text: str) -> str:
-    """Text as a text column takes it: NUL and halves of surrogate pairs, which it refuses, are replaced."""
-    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
-
-
 def _has_text_keys_and_depth(value: Any) -> bool:
     """json.dumps would turn a number used as a key into text without saying so."""
     level = [value] if isinstance(value, _CONTAINERS) else []

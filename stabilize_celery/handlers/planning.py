@@ -11,7 +11,13 @@ from stabilize_celery.context.sources import child_rank
 from stabilize_celery.context.view import apply_view
 from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.dag.validation import check_stage, check_tasks
-from stabilize_celery.errors import InvalidStageGraphError, StageError, UnknownReducerError, describe_error
+from stabilize_celery.errors import (
+    InvalidStageGraphError,
+    StageError,
+    UnknownReducerError,
+    describe_error,
+    error_text,
+)
 from stabilize_celery.handlers.branches import start_all
 from stabilize_celery.handlers.lifecycle import PLANNING_FAILED, update_context
 from stabilize_celery.handlers.unit import Unit
@@ -80,10 +86,11 @@ def planning_failed(unit: Unit, stage: StageExecution, phase: Phase, error: Plan
     """Record on the stage why it could not be planned."""
     cause = error.__cause__ or error
     hide = redactor_of(stage, unit.redact_keys, error.seen)
-    logger.warning("planning %s stages of %s failed: %s", phase.value, stage.ref_id, hide.text(str(cause)))
+    told = hide.text(error_text(cause))
+    logger.warning("planning %s stages of %s failed: %s", phase.value, stage.ref_id, told[:1000])
     changes: dict[str, Any] = {PLANNING_FAILED[phase]: True}
     if phase is not Phase.ON_FAILURE:
-        changes |= hide.value({"exception": describe_error(cause, transient=False), "error": str(cause)})
+        changes |= {"exception": hide.value(describe_error(cause, transient=False)), "error": told}
     update_context(unit, stage, changes)
     unit.change(stage, planned={**stage.planned, phase.value: 0}, open_children=0)
 
@@ -128,7 +135,7 @@ def _planning(unit: Unit, stage: StageExecution) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise PlanningFailedError(str(error), dict(stage.context)) from error
+        raise PlanningFailedError(error_text(error), dict(stage.context)) from error
     finally:
         assert stage._own_context is not None
         stage.context, stage._own_context = stage._own_context, None

@@ -18,6 +18,7 @@ from stabilize_celery.errors import (
     PermanentError,
     TransientError,
     describe_error,
+    error_text,
 )
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
@@ -189,7 +190,7 @@ def _error(stage: StageExecution, state: str | None, value: Any) -> BaseExceptio
 
 def _failed(error: BaseException) -> TaskResult:
     described = describe_error(error, transient=False)
-    return TaskResult(S.TERMINAL, {"exception": described, "error": str(error) or type(error).__name__})
+    return TaskResult(S.TERMINAL, {"exception": described, "error": error_text(error)})
 
 
 def _outputs(stage: StageExecution, value: Any, ignored: bool) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from stabilize_celery.clock import check_seconds
+from stabilize_celery.errors import error_text, truncate_error
 from stabilize_celery.models.status import WorkflowStatus
 
 
@@ -38,6 +40,9 @@ class TaskResult:
         suspend_timeout: seconds after which a suspension without a signal fails; ``None`` waits forever.
         retry_after: seconds until a task that is still running is called again; ``None`` backs off.
         hand_over: where the work goes on, for a task that only sends it there.
+
+    Raises:
+        TypeError, ValueError: a part of another kind; a delay or timeout that is no number of seconds from 0.
     """
 
     status: WorkflowStatus
@@ -47,6 +52,17 @@ class TaskResult:
     suspend_timeout: float | None = None
     retry_after: float | None = None
     hand_over: HandOver | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.status, WorkflowStatus):
+            raise TypeError(f"the status of a TaskResult is a WorkflowStatus, not {self.status!r:.80}")
+        for name, value in (("context", self.context), ("outputs", self.outputs)):
+            if not isinstance(value, dict):
+                raise TypeError(f"{name} of a TaskResult is a dict, not of type {type(value).__name__}")
+        if self.retry_after is not None:
+            check_seconds(self.retry_after, "retry_after of TaskResult.running")
+        if self.suspend_timeout is not None:
+            check_seconds(self.suspend_timeout, "timeout of TaskResult.suspend")
 
     @classmethod
     def success(
@@ -63,19 +79,20 @@ class TaskResult:
         return cls(WorkflowStatus.RUNNING, dict(context or {}), retry_after=retry_after)
 
     @classmethod
-    def terminal(cls, error: str, context: Mapping[str, Any] | None = None) -> TaskResult:
-        """It failed; ``error`` goes into the stage's context."""
-        return cls(WorkflowStatus.TERMINAL, {**(context or {}), "error": error})
+    def terminal(cls, error: str | BaseException, context: Mapping[str, Any] | None = None) -> TaskResult:
+        """It failed; ``error`` (of an exception: its text) goes into the stage's context, a very long one cut."""
+        return cls(WorkflowStatus.TERMINAL, {**(context or {}), "error": _told(error)})
 
     @classmethod
     def failed_continue(
         cls,
-        error: str,
+        error: str | BaseException,
         outputs: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> TaskResult:
         """It failed, and the workflow goes on."""
-        return cls(WorkflowStatus.FAILED_CONTINUE, {**(context or {}), "error": error}, dict(outputs or {}))
+        told = {**(context or {}), "error": _told(error)}
+        return cls(WorkflowStatus.FAILED_CONTINUE, told, dict(outputs or {}))
 
     @classmethod
     def skipped(cls) -> TaskResult:
@@ -125,6 +142,12 @@ class TaskResult:
     def merge_outputs(self, other: Mapping[str, Any]) -> TaskResult:
         """The same result with more outputs."""
         return replace(self, outputs={**self.outputs, **other})
+
+
+def _told(error: Any) -> Any:
+    if isinstance(error, BaseException):
+        return error_text(error)
+    return truncate_error(error) if isinstance(error, str) else error
 
 
 class TaskResultBuilder:

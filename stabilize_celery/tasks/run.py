@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from stabilize_celery.clock import Clock
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,7 +53,11 @@ class TaskRun:
             self.cancelled.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                # The thread that calls it keeps the leases of all tasks of this process.
+                logger.warning("a callback of task %s failed", self.task_id, exc_info=True)
 
     @contextmanager
     def on_interrupt(self, callback: Callable[[], None]) -> Iterator[None]:

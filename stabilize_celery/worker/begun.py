@@ -8,9 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from stabilize_celery.errors import describe_error
+from stabilize_celery.errors import describe_error, named_text
 from stabilize_celery.messages import RunTask
-from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.tasks.outcome import Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
@@ -55,7 +54,10 @@ class BegunTask(_Attempt):
         """Keep the lease from now on; false if the work is not wanted after all."""
         outcome = Outcome(Verdict.DROP, reason="canceled") if self._row["cancel"] else self._refused()
         if outcome is None:
-            outcome = self._too_late_to_begin()
+            try:
+                outcome = self._too_late()
+            except Exception as error:
+                outcome = self._raised(error)
         if outcome is not None:
             self._finish(outcome)
             return False
@@ -70,21 +72,14 @@ class BegunTask(_Attempt):
         )
         left = stage_time_left(stage, self._worker.store.now())
         deadline = math.inf if left is None else time.monotonic() + left.total_seconds()
-        self.lease = Lease(self._row["id"], run.fencing_token, run, deadline, self._expire)
+        self.lease = Lease(self._row["id"], run.fencing_token, run, deadline, self._end)
         self._kept = ExitStack()
         self._kept.enter_context(self._worker.keeper.keep(self.lease))
         self._kept.enter_context(
             run.on_interrupt(lambda: on_stop(self.lease.verdict == "kill" or self.lease.expired))
         )
-        _, task = self._resolved()
-        self._span = self._kept.enter_context(self._inside(run, stage, task))
+        self._span = self._kept.enter_context(self._inside(run, stage, self._task))
         return True
-
-    @property
-    def stage(self) -> StageExecution:
-        """The stage it belongs to."""
-        assert self._stage is not None
-        return self._stage
 
     @property
     def number(self) -> int:
@@ -93,8 +88,7 @@ class BegunTask(_Attempt):
 
     def finish(self, call: Callable[[], TaskResult]) -> None:
         """It ended; ``call`` gives its result or raises its error."""
-        implementation, task = self._resolved()
-        outcome = self._redacted(self._outcome(implementation, self.stage, task, call))
+        outcome = self._redacted(self._outcome(call))
         self._span.ended(None if self.lease.expired else outcome)
         self._kept.close()
         if not self.lease.expired:
@@ -107,7 +101,7 @@ class BegunTask(_Attempt):
         described = describe_error(error, transient=True)
         repeated = own_retries(self._stage, self._message.task_id) if own is None else own
         described["details"][OWN_RETRIES] = repeated
-        reason = f"{type(error).__name__}: {error}"
+        reason = named_text(error)
         details = {**details, "own_retries": repeated}
         outcome = self._redacted(handed_back(queue, delay, self._settings, described, reason, **details))
         self._span.ended(outcome)
@@ -120,16 +114,6 @@ class BegunTask(_Attempt):
         soon = min(max(_LAST_WORD, self._settings.heartbeat), self._settings.lease)
         self._worker.store.heartbeat({self._row["id"]: int(self._row["claims"])}, soon)
 
-    def _expire(self) -> None:
-        implementation, task = self._resolved()
-        self._finish(self._timed_out(implementation, self.stage, task, "exceeded its stage's stageTimeoutMs"))
+    def _end(self) -> None:
+        self._finish(self._outcome(lambda: self._timed_out("exceeded its stage's stageTimeoutMs")))
         self.lease.run.interrupt()
-
-    def _too_late_to_begin(self) -> Outcome | None:
-        implementation, task = self._resolved()
-        return self._too_late(implementation, self.stage, task)
-
-    def _resolved(self) -> tuple[Any, Any]:
-        task = self.stage.task_by_id(self._message.task_id)
-        assert task is not None
-        return self._worker.registry.resolve(task.implementing_class), task

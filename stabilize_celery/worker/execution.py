@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
+from stabilize_celery.clock import check_seconds
 from stabilize_celery.crash_points import reach
 from stabilize_celery.errors import (
+    MAX_STORED_ERROR_BYTES,
     InvalidOutputError,
     TaskNotFoundError,
     TaskTimeoutError,
-    TransientError,
-    causes_of,
     describe_error,
     is_transient,
+    named_text,
+    transient_marks,
 )
 from stabilize_celery.jsonable import dumps_json
 from stabilize_celery.messages import RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.observe.logs import discreet_logger, hiding
+from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.observe.scope import Scope, scoped
 from stabilize_celery.observe.tracing import NO_SPAN, RunSpan, Tracer
 from stabilize_celery.persistence.database import is_unavailable
@@ -38,12 +42,12 @@ from stabilize_celery.redaction import Redactor
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.interface import RetryableTask, Task
 from stabilize_celery.tasks.options import redactor_of
-from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
+from stabilize_celery.tasks.outcome import LONGEST_REASON, Attempt, Outcome, Verdict
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
 from stabilize_celery.worker.handover import launched, own_retries, publish
-from stabilize_celery.worker.judge import failure, judge, running_time, stage_time_left, timed_out
+from stabilize_celery.worker.judge import failure, judge, period, running_time, stage_time_left
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
 
 logger = discreet_logger(__name__)
@@ -52,6 +56,10 @@ logger = discreet_logger(__name__)
 Settle = Callable[[str, int, Attempt], bool]
 #: Results a task may not return: it cannot put itself into these states.
 _IMPOSSIBLE = (S.NOT_STARTED, S.PAUSED, S.BUFFERED)
+#: Keys of a stage's context under which the engine keeps an error.
+_ERROR_KEYS = ("exception", "error")
+#: Its parts are texts cut to a hundred KiB, of which JSON may make six characters for each.
+_LARGEST_ERROR = 25 * MAX_STORED_ERROR_BYTES
 
 
 class TaskWorker:
@@ -90,18 +98,16 @@ class TaskWorker:
     def limit(self, task: Task, stage: StageExecution) -> timedelta:
         """How long one call may take."""
         own = task.get_execution_timeout(stage)
-        limits = [own or timedelta(seconds=self.settings.task_time_limit)]
+        limits = [timedelta(seconds=self.settings.task_time_limit)]
+        if own is not None:
+            limits = [period(own, "get_execution_timeout", stage, positive=True)]
         left = stage_time_left(stage, self.store.now())
         if left is not None:
             limits.append(left)
         return min(limits)
 
-    def backoff(
-        self, task: Task | None, stage: StageExecution | None, running_for: timedelta, attempt: int
-    ) -> float:
-        """Seconds until the next attempt: 1, 2, 4 ... with jitter, or what a polling task wants."""
-        if isinstance(task, RetryableTask) and stage is not None:
-            return max(0.0, task.get_backoff_period(stage, running_for).total_seconds())
+    def backoff(self, attempt: int) -> float:
+        """Seconds until the next attempt: 1, 2, 4 ... with jitter."""
         shortest, longest = self.settings.retry_delay, self.settings.retry_delay_max
         delay = min(longest, shortest * 2 ** min(attempt - 1, 30)) * random.uniform(0.75, 1.25)
         return float(max(shortest, min(longest, delay)))
@@ -125,6 +131,20 @@ class _Attempt:
             self._stage = stage_of(message.stage, worker.store.head(message.workflow_id))
         self._problem = claimed.problem
         self._number: int = claimed.row["attempts"]
+        #: Once it has been made, which runs code of the user's.
+        self._implementation: Task | None = None
+
+    @property
+    def stage(self) -> StageExecution:
+        """The stage it belongs to."""
+        assert self._stage is not None
+        return self._stage
+
+    @cached_property
+    def _task(self) -> TaskExecution:
+        task = self.stage.task_by_id(self._message.task_id)
+        assert task is not None
+        return task
 
     def perform(self) -> None:
         outcome = self._refused()
@@ -153,7 +173,14 @@ class _Attempt:
         """What it says of a failure without the secrets the stage knows by now: its code may have found more."""
         result = outcome.result
         returned = () if result is None else (result.context, result.outputs)
-        return outcome.redacted(lambda: self._redactor(outcome.context_update, *returned))
+        try:
+            return outcome.redacted(lambda: self._redactor(outcome.context_update, *returned))
+        except Exception as problem:
+            # A body left its stage in a state in which its secrets cannot be looked for: nothing is told of them.
+            logger.warning("the error of message %s is not shown", self._row["id"], exc_info=problem)
+            kind = (outcome.error or {}).get("details", {}).get("type", "an error")
+            told = f"{kind}; its text is not shown, because the stage was left unreadable"
+            return replace(failure(RuntimeError(told), unmapped=outcome.unmapped), clean=True)
 
     def _redactor(self, *more: Any) -> Redactor:
         return redactor_of(self._stage, self._settings.redact_keys, *more)
@@ -178,6 +205,7 @@ class _Attempt:
             and result is not None
             # What follows one that failed may have to be blocked, however deep, which is another order of locks.
             and result.status in (S.SUCCEEDED, S.SKIPPED)
+            and bool(stage.tasks)
             and stage.tasks[-1].id == self._message.task_id
         )
 
@@ -197,60 +225,8 @@ class _Attempt:
         return verdict
 
     def _call(self) -> Outcome | None:
-        stage, message = self._stage, self._message
-        assert stage is not None
-        task = stage.task_by_id(message.task_id)
-        assert task is not None
-        try:
-            implementation = self._worker.registry.resolve(task.implementing_class)
-        except TaskNotFoundError as error:
-            return failure(error, unmapped=True)
-        except Exception as error:
-            return failure(error)
-        if isinstance(message, RunHook):
-            return self._within(
-                implementation,
-                stage,
-                task,
-                timedelta(seconds=self._settings.hook_time_limit),
-                lambda: self._hook(implementation, message.hook, stage),
-            )
-        late = self._too_late(implementation, stage, task)
-        if late is not None:
-            return late
-        limit = self._worker.limit(implementation, stage)
-        return self._within(implementation, stage, task, limit, lambda: implementation.execute(stage))
-
-    def _too_late(self, implementation: Task, stage: StageExecution, task: TaskExecution) -> Outcome | None:
-        now = self._worker.store.now()
-        left = stage_time_left(stage, now)
-        if left is not None and left <= timedelta():
-            return self._timed_out(implementation, stage, task, "exceeded its stage's stageTimeoutMs")
-        if isinstance(implementation, RetryableTask):
-            total = implementation.get_dynamic_timeout(stage)
-            if running_time(task, now) > total:
-                return self._timed_out(implementation, stage, task, f"exceeded total timeout ({total})")
-        return None
-
-    def _timed_out(
-        self, implementation: Task, stage: StageExecution, task: TaskExecution, what: str
-    ) -> Outcome:
-        replacement = None
-        try:
-            replacement = implementation.on_timeout(stage)
-        except Exception:
-            logger.exception("on_timeout of task %s failed", task.name, extra=hiding(self._redactor()))
-        return self._checked(timed_out(task, what, replacement), stage)
-
-    def _within(
-        self,
-        implementation: Task,
-        stage: StageExecution,
-        task: TaskExecution,
-        limit: timedelta,
-        call: Callable[[], Any],
-    ) -> Outcome | None:
-        """Call user code within a time limit; ``None`` if the deadline has settled it already."""
+        """Run the user's code under the lease; ``None`` if the deadline has settled it already."""
+        stage, task = self.stage, self._task
         run = TaskRun(
             stage.execution.id,
             stage.id,
@@ -261,22 +237,81 @@ class _Attempt:
             clock=self._worker.store.clock,
             output_limit=self._settings.max_output_bytes,
         )
-
-        def expire() -> None:
-            what = f"timed out after {limit.total_seconds():g}s"
-            if isinstance(self._message, RunHook):
-                self._finish(failure(TaskTimeoutError(f"{self._message.hook} {what}", task_name=task.name)))
-            else:
-                self._finish(self._timed_out(implementation, stage, task, what))
-            run.interrupt()
-
-        lease = Lease(
-            self._row["id"], run.fencing_token, run, time.monotonic() + limit.total_seconds(), expire
-        )
+        # What comes before the call, such as the constructor of the task, has the time of a call.
+        lease = Lease(self._row["id"], run.fencing_token, run, math.inf, lambda: self._expire(lease))
+        lease.limit_to(self._settings.task_time_limit)
         with self._worker.keeper.keep(lease), self._inside(run, stage, task) as span:
-            outcome = self._redacted(self._outcome(implementation, stage, task, call))
+            outcome = self._redacted(self._outcome(lambda: self._execute(lease)))
             span.ended(None if lease.expired else outcome)
         return None if lease.expired else outcome
+
+    def _execute(self, lease: Lease) -> Any:
+        """Everything of the user's that a call needs: constructor, hooks, body."""
+        stage, message = self.stage, self._message
+        try:
+            implementation = self._resolved()
+        except TaskNotFoundError as error:
+            return failure(error, unmapped=True)
+        if isinstance(message, RunHook):
+            self._worker.keeper.limit(lease, self._settings.hook_time_limit)
+            result = getattr(implementation, message.hook)(stage)
+            return TaskResult.success() if result is None or message.hook == "on_cleanup" else result
+        late = self._too_late()
+        if late is not None:
+            return late
+        self._worker.keeper.limit(lease, self._worker.limit(implementation, stage).total_seconds())
+        if lease.expired:
+            # Its hooks took all the time there was; that is settled already.
+            return TaskResult.running()
+        return implementation.execute(stage)
+
+    def _resolved(self) -> Task:
+        if self._implementation is None:
+            self._implementation = self._worker.registry.resolve(self._task.implementing_class)
+        return self._implementation
+
+    def _expire(self, lease: Lease) -> None:
+        """The time is over: settle it from here, whatever its code does."""
+        what = f"timed out after {lease.limit:g}s"
+        message = self._message
+        if isinstance(message, RunHook):
+            error = TaskTimeoutError(f"{message.hook} {what}", task_name=self._task.name)
+            self._finish(failure(error))
+        else:
+            self._finish(self._outcome(lambda: self._timed_out(what)))
+        lease.run.interrupt()
+
+    def _too_late(self) -> Outcome | None:
+        stage, now = self.stage, self._worker.store.now()
+        left = stage_time_left(stage, now)
+        implementation = self._resolved()
+        if left is not None and left <= timedelta():
+            return self._timed_out("exceeded its stage's stageTimeoutMs")
+        if isinstance(implementation, RetryableTask):
+            total = period(implementation.get_dynamic_timeout(stage), "get_dynamic_timeout", stage)
+            if running_time(self._task, now) > total:
+                return self._timed_out(f"exceeded total timeout ({total})")
+        return None
+
+    def _timed_out(self, what: str) -> Outcome:
+        error = TaskTimeoutError(f"Task {what}", task_name=self._task.name)
+        replacement = None
+        if self._implementation is not None:
+            try:
+                replacement = self._implementation.on_timeout(self.stage)
+                if not isinstance(replacement, TaskResult | None):
+                    raise TypeError(
+                        f"on_timeout of task {self._task.name} returned {type(replacement).__name__}; "
+                        "return a TaskResult or None"
+                    )
+            except Exception as problem:
+                # Both are told: what its hook raised is why nothing took the place of the failure.
+                problem.__cause__ = problem.__cause__ or error
+                return replace(failure(problem), unmapped=True)
+        if replacement is None:
+            return failure(error, unmapped=True)
+        outcome = self._returned(replacement)
+        return outcome if outcome.error else replace(outcome, reason=f"on_timeout after {what}")
 
     @contextmanager
     def _inside(self, run: TaskRun, stage: StageExecution, task: TaskExecution) -> Iterator[RunSpan]:
@@ -298,38 +333,32 @@ class _Attempt:
         with running(run), scoped(scope), traced as span:
             yield span
 
-    def _outcome(
-        self, implementation: Task, stage: StageExecution, task: TaskExecution, call: Callable[[], Any]
-    ) -> Outcome:
+    def _outcome(self, call: Callable[[], Any]) -> Outcome:
+        """What comes of code of the user's: whatever it raises is the failure of this task, with its own text."""
         try:
             result = call()
-            if not isinstance(result, TaskResult) and not _is_hook(self._message):
+            if isinstance(result, Outcome):
+                return self._checked(result)
+            if not isinstance(result, TaskResult):
+                called = self._message.hook if isinstance(self._message, RunHook) else "execute"
                 raise TypeError(
-                    f"execute of task {task.name} returned {type(result).__name__}; return a TaskResult"
+                    f"{called} of task {self._task.name} returned {type(result).__name__}; return a TaskResult"
                 )
+            return self._checked(self._returned(result))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            return self._raised(implementation, stage, task, error)
-        if not isinstance(result, TaskResult):
-            result = TaskResult.success()
-        return self._checked(self._returned(implementation, stage, task, result), stage)
+            return self._raised(error)
 
-    def _hook(self, implementation: Task, hook: str, stage: StageExecution) -> TaskResult | None:
-        result = getattr(implementation, hook)(stage)
-        return result if isinstance(result, TaskResult) else None
-
-    def _returned(
-        self, implementation: Task, stage: StageExecution, task: TaskExecution, result: TaskResult
-    ) -> Outcome:
-        if result.status is S.REDIRECT and result.target_stage_ref_id is None:
-            return failure(ValueError("REDIRECT result without target_stage_ref_id"))
+    def _returned(self, result: TaskResult) -> Outcome:
         target: Any = result.target_stage_ref_id
+        if result.status is S.REDIRECT and target is None:
+            return failure(ValueError("REDIRECT result without target_stage_ref_id"))
         if not isinstance(target, str | None):
             kind = type(target).__name__
             return failure(TypeError(f"the target of a jump is a ref_id, not of type {kind}"))
         if result.status in _IMPOSSIBLE:
-            return failure(ValueError(f"task {task.name} returned the status {result.status}"))
+            return failure(ValueError(f"task {self._task.name} returned the status {result.status}"))
         if result.hand_over is not None:
             return launched(result.hand_over, self._settings)
         if result.status is not S.RUNNING:
@@ -338,60 +367,77 @@ class _Attempt:
             return Outcome(Verdict.RETURNED, result, told if isinstance(told, dict) else None, reason=reason)
         delay = result.retry_after
         if delay is None:
-            delay = self._settings.poll_delay
-            if isinstance(implementation, RetryableTask):
-                so_far = running_time(task, self._worker.store.now())
-                delay = implementation.get_backoff_period(stage, so_far).total_seconds()
-        return Outcome(Verdict.RETURNED, result, delay=max(0.0, delay))
+            delay = self._backoff_of_poll(self._settings.poll_delay)
+        return Outcome(Verdict.RETURNED, result, delay=delay)
 
-    def _raised(
-        self, implementation: Task, stage: StageExecution, task: TaskExecution, error: BaseException
-    ) -> Outcome:
+    def _backoff_of_poll(self, otherwise: float) -> float:
+        """Seconds that a polling task wants to wait; ``otherwise`` those of any other task."""
+        implementation = self._implementation
+        if not isinstance(implementation, RetryableTask):
+            return otherwise
+        so_far = running_time(self._task, self._worker.store.now())
+        wanted = implementation.get_backoff_period(self.stage, so_far)
+        seconds = period(wanted, "get_backoff_period", self.stage).total_seconds()
+        check_seconds(seconds, f"get_backoff_period of stage {self.stage.ref_id}")
+        return seconds
+
+    def _raised(self, error: BaseException) -> Outcome:
         transient = is_transient(error)
         described = describe_error(error, transient)
         update = _context_update(error)
         if transient and self._number < self._settings.max_attempts:
-            so_far = running_time(task, self._worker.store.now())
-            delay = self._worker.backoff(implementation, stage, so_far, self._number)
-            retry_after = getattr(error, "retry_after", None)
-            if retry_after is not None:
-                delay = max(0.0, float(retry_after))
-            outcome = Outcome(
-                Verdict.RETRY,
-                error=described,
-                delay=delay,
-                context_update=update,
-                reason=f"{type(error).__name__}: {error}"[:500],
-            )
-            return self._checked(outcome, stage)
+            try:
+                reason, delay = named_text(error)[:LONGEST_REASON], self._delay_after(error)
+                retry = Outcome(
+                    Verdict.RETRY, error=described, delay=delay, context_update=update, reason=reason
+                )
+                return self._checked(retry)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as problem:
+                # It asks for a delay that is none, or its hook raised.
+                error, described = problem, describe_error(problem, transient=False)
+        outcome = self._checked(failure(error, described, context=update))
         if logger.isEnabledFor(logging.INFO):
-            told = self._redactor(update).text(described["details"]["traceback"])
-            logger.info("task %s of stage %s failed\n%s", task.name, stage.ref_id, told)
-        return self._checked(failure(error, described, **update), stage)
+            outcome = self._redacted(outcome)
+            told = (outcome.error or {})["details"]["traceback"]
+            logger.info("task %s of stage %s failed\n%s", self._task.name, self.stage.ref_id, told)
+        return outcome
 
-    def _checked(self, outcome: Outcome, stage: StageExecution) -> Outcome:
+    def _delay_after(self, error: BaseException) -> float:
+        for mark in transient_marks(error):
+            if mark.retry_after is not None:
+                # It may have been set after the error was made.
+                check_seconds(mark.retry_after, f"retry_after of {type(mark).__name__}")
+                return float(mark.retry_after)
+        return self._backoff_of_poll(self._worker.backoff(self._number))
+
+    def _checked(self, outcome: Outcome) -> Outcome:
         """Refuse what cannot be stored, naming the key."""
         limit = self._settings.max_output_bytes
-        result = outcome.result
+        where, result = f"stage {self.stage.ref_id}", outcome.result
         try:
             if result is not None:
                 if result.outputs:
-                    dumps_json(result.outputs, f"stage {stage.ref_id}: outputs", limit)
-                if result.context:
-                    dumps_json(result.context, f"stage {stage.ref_id}: context", limit)
+                    dumps_json(result.outputs, f"{where}: outputs", limit)
+                context = dict(result.context)
+                if outcome.error:
+                    # Cut to a length of their own: no complaint about their size takes their place.
+                    errors = {key: context.pop(key) for key in _ERROR_KEYS if key in context}
+                    dumps_json(errors, f"{where}: context", max(limit, _LARGEST_ERROR))
+                if context:
+                    dumps_json(context, f"{where}: context", limit)
             if outcome.context_update:
-                dumps_json(outcome.context_update, f"stage {stage.ref_id}: context_update", limit)
+                dumps_json(outcome.context_update, f"{where}: context_update", limit)
         except InvalidOutputError as error:
             return replace(failure(error), unmapped=outcome.unmapped)
         return outcome
 
 
-def _is_hook(message: RunTask | RunHook) -> bool:
-    return isinstance(message, RunHook)
-
-
-def _context_update(error: BaseException | None) -> dict[str, Any]:
-    for cause in causes_of(error):
-        if isinstance(cause, TransientError) and cause.context_update:
-            return dict(cause.context_update)
-    return {}
+def _context_update(error: BaseException) -> dict[str, Any]:
+    """What the error wants remembered; of several the outermost wins."""
+    update: dict[str, Any] = {}
+    for mark in transient_marks(error):
+        if isinstance(mark.context_update, Mapping):
+            update = {**mark.context_update, **update}
+    return update

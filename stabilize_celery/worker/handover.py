@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from stabilize_celery.errors import describe_error, is_transient
+from stabilize_celery.errors import describe_error, is_transient, named_text
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.outbox import waits_in
 from stabilize_celery.redaction import Redactor
 from stabilize_celery.settings import Settings
-from stabilize_celery.tasks.outcome import Attempt, Outcome, Verdict
+from stabilize_celery.tasks.outcome import LONGEST_REASON, Attempt, Outcome, Verdict
 from stabilize_celery.tasks.result import HandOver
 from stabilize_celery.worker.judge import failure
 
@@ -93,6 +92,6 @@ def repeated(worker: TaskWorker, row: dict[str, Any], error: BaseException) -> O
     described = describe_error(error, transient=True)
     old = (row["last_error"] or {}).get("details", {})
     described["details"][OWN_RETRIES] = old.get(OWN_RETRIES, 0)
-    delay = worker.backoff(None, None, timedelta(), max(1, row["attempts"]))
-    reason = f"{type(error).__name__}: {error}"[:500]
+    delay = worker.backoff(max(1, row["attempts"]))
+    reason = named_text(error)[:LONGEST_REASON]
     return Outcome(Verdict.RETRY, error=described, delay=delay, reason=reason)

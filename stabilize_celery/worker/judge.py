@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from stabilize_celery.errors import TaskTimeoutError, describe_error
+from stabilize_celery.errors import describe_error, error_text
 from stabilize_celery.messages import RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.tasks.outcome import Outcome, Verdict
+from stabilize_celery.tasks.outcome import LONGEST_REASON, Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
 
 
@@ -45,24 +46,36 @@ def judge(
 
 
 def failure(
-    error: BaseException, described: dict[str, Any] | None = None, *, unmapped: bool = False, **context: Any
+    error: BaseException,
+    described: dict[str, Any] | None = None,
+    *,
+    unmapped: bool = False,
+    context: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """The outcome of an attempt that failed for good; the error goes into the stage's context."""
     described = described or describe_error(error)
     return Outcome(
         Verdict.RETURNED,
-        TaskResult(S.TERMINAL, {"exception": described, "error": str(error), **context}),
+        TaskResult(S.TERMINAL, {**(context or {}), "exception": described, "error": error_text(error)}),
         error=described,
-        reason=str(error)[:500],
+        reason=error_text(error)[:LONGEST_REASON],
         unmapped=unmapped,
     )
 
 
-def timed_out(task: TaskExecution, what: str, replacement: TaskResult | None) -> Outcome:
-    """The outcome of a task that ran longer than it may; its ``on_timeout`` may replace the failure."""
-    if replacement is not None:
-        return Outcome(Verdict.RETURNED, replacement, reason=f"on_timeout after {what}")
-    return failure(TaskTimeoutError(f"Task {what}", task_name=task.name), unmapped=True)
+def period(value: Any, hook: str, stage: StageExecution, *, positive: bool = False) -> timedelta:
+    """What a hook of a task returned, if it is a span of time.
+
+    Raises:
+        TypeError: it is none: a number says no unit.
+        ValueError: it is negative, or zero where that makes no sense.
+    """
+    where = f"stage {stage.ref_id}: {hook} of its task returned"
+    if not isinstance(value, timedelta):
+        raise TypeError(f"{where} {value!r:.80}; return a timedelta, such as timedelta(seconds=30)")
+    if value < timedelta() or (positive and not value):
+        raise ValueError(f"{where} {value}; return a timedelta above zero")
+    return value
 
 
 def stage_time_left(stage: StageExecution, now: datetime) -> timedelta | None:

@@ -6,6 +6,7 @@ its time is settled from here, at its time, and what its code returns later is r
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -32,12 +33,19 @@ class Lease:
     #: By ``time.monotonic``.
     deadline: float
     on_deadline: Callable[[], None]
+    #: Seconds that were given to it.
+    limit: float = math.inf
     expired: bool = False
     #: ``ask`` or ``kill`` when its work is not wanted any more, ``lost`` when it is somebody else's.
     verdict: str | None = None
     #: When the process is to be ended if the task has not come back by then.
     kill_at: float | None = None
     done: threading.Event = field(default_factory=threading.Event)
+
+    def limit_to(self, seconds: float) -> None:
+        """From now on it has that long."""
+        self.limit = seconds
+        self.deadline = time.monotonic() + seconds
 
 
 class LeaseKeeper:
@@ -91,6 +99,13 @@ class LeaseKeeper:
             lease.done.set()
             with self._condition:
                 self._leases.pop(lease.message_id, None)
+
+    def limit(self, lease: Lease, seconds: float) -> None:
+        """Give a lease that is kept that long from now."""
+        with self._condition:
+            lease.limit_to(seconds)
+            if lease.deadline < self._wakes_at:
+                self._condition.notify()
 
     def _work(self) -> None:
         next_beat = time.monotonic() + self._heartbeat

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from stabilize_celery.jsonable import storable_text
+from stabilize_celery.errors import storable_text
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,7 +30,8 @@ def check_seconds(value: Any, what: str, *, shortest: float = 0.0) -> None:
         raise TypeError(
             f"{what} is a number of seconds, not of type {type(value).__name__} ({value!r:.80}){way_out}"
         )
-    if not (math.isfinite(value) and shortest <= value <= MAX_SECONDS):
+    # Not a number compares false.
+    if not shortest <= value <= MAX_SECONDS:
         raise ValueError(
             f"{what} is a number of seconds from {shortest:g} to {MAX_SECONDS:.0f}, not {value!r:.80}"
         )

@@ -45,14 +45,22 @@ class StabilizeBaseException(Exception):
         self.error_code = error_code
 
     def __str__(self) -> str:
+        told: list[str] = []
+        seen: list[BaseException] = []
+        step: Any = self
+        while isinstance(step, BaseException) and not any(step is known for known in seen):
+            seen.append(step)
+            if isinstance(step, StabilizeBaseException):
+                told.append(step._own_text())
+                step = step.cause
+            else:
+                told.append(str(step))
+                step = None
+        return " caused by: ".join(told)
+
+    def _own_text(self) -> str:
         text = str(self.message or super().__str__() or type(self).__name__)
-        if self.explicit_code is not None:
-            text += f" (code={self.explicit_code})"
-        cause = self.cause
-        # A cause that has a cause of its own says so itself, unless that leads back here.
-        if cause is not None and not any(step is self for step in _given_causes(cause)):
-            text += f" caused by: {cause}"
-        return text
+        return text if self.explicit_code is None else f"{text} (code={self.explicit_code})"
 
 
 class StabilizeError(StabilizeBaseException):
@@ -392,9 +400,17 @@ def _given_causes(error: BaseException | None) -> list[BaseException]:
     found: list[BaseException] = []
     while error is not None and not any(error is known for known in found):
         found.append(error)
-        given = error.__cause__ if error.__cause__ is not None else getattr(error, "cause", None)
+        given = error.__cause__ if error.__cause__ is not None else _attribute(error, "cause")
         error = given if isinstance(given, BaseException) else None
     return found
+
+
+def _attribute(error: BaseException, name: str) -> Any:
+    """An attribute of a user's exception, of which a property may raise."""
+    try:
+        return getattr(error, name, None)
+    except Exception:
+        return None
 
 
 def storable_text(text: str) -> str:
@@ -446,7 +462,7 @@ def describe_error(error: BaseException, transient: bool | None = None) -> dict[
     except Exception:
         # Something of it cannot be shown; where it was raised still can.
         told = "".join([*traceback.format_tb(error.__traceback__), named_text(error)])
-    code = getattr(error, "error_code", None)
+    code = _attribute(error, "error_code")
     return {
         "details": {
             "error": error_text(error),

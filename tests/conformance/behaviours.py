@@ -8,6 +8,9 @@
                       that the context has under its name, if any, at most ``times`` times
 ``polling``           a script as a RetryableTask: ``backoff`` and ``total`` in seconds; hooks as above
 ``skippable``         a script as a SkippableTask: ``enabled`` is true, false, or an error's name to raise
+``odd``               succeeds; its hooks raise or give what ``hooks`` says: ``{"get_timeout": {"raise": "KeyError"}}``,
+                      ``{"get_timeout": {"give": 3600}}``; polls while ``polls`` is true
+``unmade``            cannot even be made: its constructor raises KeyError
 ``function``          a plain function that returns what the context says under ``give``
 ``see``               outputs under ``seen`` everything it sees; ``outputs`` what the task before it left
 ====================  ==========================================================================================
@@ -33,6 +36,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -157,7 +161,7 @@ def _wait_file(path: Path) -> None:
 def result_of(step: dict[str, Any]) -> Any:
     """The TaskResult that a ``return`` step describes."""
     outputs, context = step.get("outputs", {}), step.get("context", {})
-    error = step.get("error", "boom")
+    error = step.get("error", "x" * step["error_length"] if "error_length" in step else "boom")
     make: dict[str, Any] = {
         "success": lambda: TaskResult.success(outputs=outputs, context=context),
         "running": lambda: TaskResult.running(context=context, retry_after=step.get("after")),
@@ -181,6 +185,8 @@ def result_of(step: dict[str, Any]) -> Any:
 def error_of(step: dict[str, Any]) -> BaseException:
     """The error that a ``raise`` step describes."""
     name = step["raise"]
+    if name in ODD_ERRORS:
+        return ODD_ERRORS[name]()
     cls = getattr(errors, name, None) or getattr(builtins, name)
     arguments = {key: value for key, value in step.items() if key not in ("raise", "message")}
     error: BaseException = cls(step.get("message", name), **arguments)
@@ -274,6 +280,92 @@ class Skippable(SkippableTask):
         return follow_script(stage)
 
 
+class Odd(RetryableTask):
+    def execute(self, stage: StageExecution) -> TaskResult:
+        record(stage, "start")
+        if stage.own_context.get("fails"):
+            raise ConnectionError("it is away")
+        return TaskResult.running() if stage.own_context.get("polls") else TaskResult.success()
+
+    def get_timeout(self) -> timedelta:
+        return timedelta(seconds=30)
+
+    def get_dynamic_timeout(self, stage: StageExecution) -> timedelta:
+        given: timedelta = self._odd(stage, "get_dynamic_timeout", super().get_dynamic_timeout(stage))
+        return given
+
+    def get_backoff_period(self, stage: StageExecution, duration: timedelta) -> timedelta:
+        given: timedelta = self._odd(stage, "get_backoff_period", timedelta(seconds=0.05))
+        return given
+
+    def get_execution_timeout(self, stage: StageExecution) -> timedelta | None:
+        given: timedelta | None = self._odd(stage, "get_execution_timeout", None)
+        return given
+
+    def on_timeout(self, stage: StageExecution) -> TaskResult | None:
+        given: TaskResult | None = self._odd(stage, "on_timeout", None)
+        return given
+
+    def _odd(self, stage: StageExecution, hook: str, usual: Any) -> Any:
+        step = stage.own_context.get("hooks", {}).get(hook)
+        if step is None:
+            return usual
+        if "raise" in step:
+            raise error_of(step)
+        return timedelta(seconds=step["seconds"]) if "seconds" in step else step["give"]
+
+
+class Unmade(Task):
+    def __init__(self) -> None:
+        raise KeyError("no constructor today")
+
+    def execute(self, stage: StageExecution) -> TaskResult:
+        return TaskResult.success()
+
+
+class UglyError(Exception):
+    """Its text cannot be read."""
+
+    def __str__(self) -> str:
+        return str(self.args[3])
+
+    __repr__ = __str__
+
+
+def _cyclic() -> BaseException:
+    error, cause = errors.PermanentError("round and round"), errors.PermanentError("it goes")
+    error.cause, cause.cause = cause, error
+    error.__cause__, cause.__cause__ = cause, error
+    return error
+
+
+def _late_delay(delay: Any) -> BaseException:
+    error = errors.TransientError("busy")
+    error.retry_after = delay
+    return error
+
+
+def _updating() -> BaseException:
+    error = errors.PermanentError("own words")
+    error.__cause__ = errors.TransientError("x", context_update={"error": 1, "unmapped": 2, "described": 3})
+    return error
+
+
+#: Errors that are odd in themselves, by name.
+ODD_ERRORS: dict[str, Callable[[], BaseException]] = {
+    "ugly": lambda: UglyError("a"),
+    "cyclic": _cyclic,
+    "group": lambda: ExceptionGroup("two of them", [ValueError("one"), KeyError("two")]),
+    "transient group": lambda: ExceptionGroup("both", [errors.TransientError("x", retry_after=0)] * 2),
+    "long": lambda: ValueError("deadlock on table orders " + "\x01" * 3_000_000),
+    "long transient": lambda: errors.TransientError("deadlock " + "x" * 3_000_000, retry_after=0),
+    "unstorable": lambda: ValueError("half \ud800 and \x00"),
+    "silent": lambda: errors.PermanentError(""),
+    "late delay": lambda: _late_delay(float("nan")),
+    "with an update": _updating,
+}
+
+
 def function(stage: StageExecution) -> Any:
     record(stage, "start")
     return stage.own_context.get("give")
@@ -289,6 +381,8 @@ TASKS: dict[str, Any] = {
     "hooked": Hooked,
     "polling": Polling,
     "skippable": Skippable,
+    "odd": Odd,
+    "unmade": Unmade,
 }
 
 

@@ -97,7 +97,11 @@ ERRORS = [
     "WorkflowTimeoutError",
     "causes_of",
     "describe_error",
+    "error_text",
     "is_transient",
+    "named_text",
+    "storable_text",
+    "transient_marks",
     "truncate_error",
 ]
 #: Names of Celery tasks (``stabilize.<name>``), and stored in databases.

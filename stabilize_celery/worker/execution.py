@@ -255,7 +255,9 @@ class _Attempt:
         if isinstance(message, RunHook):
             self._worker.keeper.limit(lease, self._settings.hook_time_limit)
             result = getattr(implementation, message.hook)(stage)
-            return TaskResult.success() if result is None or message.hook == "on_cleanup" else result
+            # on_cleanup has nothing to return, so whatever that is, it is no mistake.
+            nothing = not isinstance(result, TaskResult) if message.hook == "on_cleanup" else result is None
+            return TaskResult.success() if nothing else result
         late = self._too_late()
         if late is not None:
             return late
@@ -307,7 +309,7 @@ class _Attempt:
             except Exception as problem:
                 # Both are told: what its hook raised is why nothing took the place of the failure.
                 problem.__cause__ = problem.__cause__ or error
-                return replace(failure(problem), unmapped=True)
+                return self._logged(failure(problem, unmapped=True))
         if replacement is None:
             return failure(error, unmapped=True)
         outcome = self._returned(replacement)
@@ -397,7 +399,9 @@ class _Attempt:
             except BaseException as problem:
                 # It asks for a delay that is none, or its hook raised.
                 error, described = problem, describe_error(problem, transient=False)
-        outcome = self._checked(failure(error, described, context=update))
+        return self._logged(self._checked(failure(error, described, context=update)))
+
+    def _logged(self, outcome: Outcome) -> Outcome:
         if logger.isEnabledFor(logging.INFO):
             outcome = self._redacted(outcome)
             told = (outcome.error or {})["details"]["traceback"]

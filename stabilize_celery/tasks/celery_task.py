@@ -96,9 +96,11 @@ def _hand_over(app: Celery, call: CeleryCall, stage: StageExecution) -> HandOver
     task = app.tasks.get(call.task)
     defaults = {} if task is None else task._get_exec_options()
     options = {key: value for key, value in {**defaults, **call.options}.items() if value is not None}
-    if task is not None and task.typing:
+    # A task made of a class has none.
+    header = getattr(task, "__header__", None)
+    if header is not None and task.typing:
         # What Celery would refuse now and at every later try.
-        task.__header__(*call.args, **call.kwargs)
+        header(*call.args, **call.kwargs)
     routed = app.amqp.router.route(dict(options), call.task, call.args, call.kwargs, task)
     queue = getattr(routed.get("queue"), "name", routed.get("queue")) or ""
     options = {**routed, "retries": _retries_so_far(stage, run.task_id)}
@@ -108,12 +110,28 @@ def _hand_over(app: Celery, call: CeleryCall, stage: StageExecution) -> HandOver
         headers[HEADER] = {"message": message_id}
         send = app.send_task if task is None else task.apply_async
         target = (call.task,) if task is None else ()
-        send(
-            *target, call.args, call.kwargs, task_id=task_id, headers=headers, add_to_parent=False, **options
-        )
+        try:
+            send(
+                *target,
+                call.args,
+                call.kwargs,
+                task_id=task_id,
+                headers=headers,
+                add_to_parent=False,
+                **options,
+            )
+        except _connection_errors(app) as error:
+            raise TransientError(f"the broker is away: {error}") from error
 
     delay = float(options.get("countdown") or 0.0)
     return HandOver(queue, publish, delay, {"celery_task": call.task, "celery_task_id": task_id})
+
+
+def _connection_errors(app: Celery) -> tuple[type[BaseException], ...]:
+    """What is raised when the broker cannot be reached, which no message can be blamed for."""
+    from kombu.exceptions import OperationalError
+
+    return (OperationalError, *app.connection_for_write().connection_errors)
 
 
 def _retries_so_far(stage: StageExecution, task_id: str) -> int:

@@ -287,13 +287,15 @@ class Stabilize(Control, Nesting, Maintenance):
 
         Raises:
             TaskNotFoundError: a task type that nobody registered.
+            InvalidWorkflowError: something that cannot be stored, an id, name or key that is too long, an empty dedup_key.
             WorkflowStateError: this object was started before.
             StoreError: the database cannot be used at the moment; nothing was started.
             CommitUnknownError: (a StoreError) it went away during the commit, and it is not known whether it was started.
             RepeatTransactionError: (a StoreError) another transaction was in the way of the caller's, which is REPEATABLE
                 READ or SERIALIZABLE, or in a deadlock: repeat it.
         """
-        workflow.dedup_key = dedup_key or workflow.dedup_key
+        if dedup_key is not None:
+            workflow.dedup_key = dedup_key
         return self._start([workflow], connection)[0]
 
     def start_many(self, workflows: Sequence[Workflow], *, connection: Any = None) -> list[WorkflowRun]:

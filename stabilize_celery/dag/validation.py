@@ -23,6 +23,12 @@ from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.suggestions import did_you_mean
 from stabilize_celery.tasks.shell import check_command
 
+#: Bytes (as UTF-8) of what is a key somewhere: PostgreSQL's indexes take rows of 2,704.  An application stands in one index
+#: with a dedup_key, a ref_id with an id, and without a config id that is made of application and name.
+MOST_BYTES = {"application": 600, "name": 1000, "dedup_key": 2000, "pipeline_config_id": 2000, "ref_id": 2000}
+#: Characters of an id.
+ID_LENGTH = 26
+
 
 def validate_workflow(workflow: Workflow) -> None:
     """Check a workflow that has not started, then number its stages and mark their first and last tasks.
@@ -57,7 +63,7 @@ def check_stage(stage: StageExecution) -> None:
         InvalidWorkflowError: and its kinds; see :func:`validate_workflow`.
     """
     _check_values(stage)
-    check_tasks(stage.tasks, f"stage {stage.name if stage.is_synthetic else stage.ref_id}")
+    check_tasks(stage.tasks, _called(stage))
     _check_options(stage)
 
 
@@ -71,7 +77,8 @@ def check_tasks(tasks: Iterable[Any], where: str) -> None:
         if not isinstance(task, TaskExecution):
             raise InvalidWorkflowError(f"{where}: {task!r:.80} is no TaskExecution; use TaskExecution.create")
         check_text(task.name, f"{where}: name of a task")
-        check_text(task.implementing_class, f"{where}: type of task {task.name!r}")
+        _check_id(task.id, f"{where}: task {task.name:.80}")
+        check_text(task.implementing_class, f"{where}: type of task {task.name!r:.80}")
 
 
 def _check_refs(workflow: Workflow) -> None:
@@ -118,12 +125,17 @@ def _check_edges(stage: StageExecution, requires: dict[str, set[str]]) -> None:
 
 
 def _check_workflow(workflow: Workflow) -> None:
-    check_text(workflow.application, "application of the workflow")
-    check_text(workflow.name, "name of the workflow")
-    where = f"workflow {workflow.name}"
+    for part in ("application", "name"):
+        check_text(getattr(workflow, part), f"{part} of the workflow", MOST_BYTES[part])
+    where = f"workflow {workflow.name:.80}"
+    _check_id(workflow.id, where)
     for part in ("pipeline_config_id", "dedup_key", "origin", "config_version"):
         if getattr(workflow, part) is not None:
-            check_text(getattr(workflow, part), f"{where}: {part}")
+            check_text(getattr(workflow, part), f"{where}: {part}", MOST_BYTES.get(part))
+    if workflow.dedup_key == "":
+        raise InvalidWorkflowError(
+            f"{where}: dedup_key is empty; leave it out if a second start is one of its own"
+        )
     if not 0 <= workflow.max_concurrent_executions < 2**31:
         raise InvalidWorkflowError(f"{where}: maxConcurrentExecutions cannot be that large")
     _check_time(workflow.start_time_expiry, f"{where}: start_time_expiry")
@@ -157,7 +169,9 @@ def _check_options(stage: StageExecution) -> None:
 
 
 def _check_values(stage: StageExecution) -> None:
-    where = f"stage {stage.name if stage.is_synthetic else stage.ref_id}"
+    where = _called(stage)
+    check_text(stage.ref_id, f"{where}: ref_id", MOST_BYTES["ref_id"])
+    _check_id(stage.id, where)
     check_text(stage.type, f"{where}: type")
     check_text(stage.name, f"{where}: name")
     _check_time(stage.start_time_expiry, f"{where}: start_time_expiry")
@@ -165,16 +179,39 @@ def _check_values(stage: StageExecution) -> None:
         _check_mapping(getattr(stage, part), f"{where}: {part}")
 
 
-def check_text(value: Any, where: str) -> None:
+def _called(stage: StageExecution) -> str:
+    return f"stage {(stage.name if stage.is_synthetic else stage.ref_id)!s:.80}"
+
+
+def check_text(value: Any, where: str, most_bytes: int | None = None) -> None:
     """It goes into a text column, which takes neither NUL nor half of a surrogate pair.
+
+    Args:
+        value: what is to be stored.
+        where: what it is, for the message.
+        most_bytes: what it may have as UTF-8, where it is a key.
 
     Raises:
         InvalidWorkflowError: it is not text, or cannot be stored.
     """
     if not _is_text(value):
-        raise InvalidWorkflowError(f"{where} must be text, not {value!r}")
+        raise InvalidWorkflowError(f"{where:.200} must be text, not {value!r:.200}")
     if not is_storable(value):
-        raise InvalidWorkflowError(f"{where} has characters that cannot be stored: {value!r}")
+        raise InvalidWorkflowError(f"{where:.200} has characters that cannot be stored: {value!r:.200}")
+    size = len(value.encode())
+    if most_bytes is not None and size > most_bytes:
+        raise InvalidWorkflowError(
+            f"{where:.200} has {size:,} bytes, at most {most_bytes:,} can be a key: {value!r:.80}..."
+        )
+
+
+def _check_id(value: Any, where: str) -> None:
+    check_text(value, f"{where:.200}: id")
+    if not 1 <= len(value) <= ID_LENGTH:
+        raise InvalidWorkflowError(
+            f"{where:.200}: its id must have 1 to {ID_LENGTH} characters, not {len(value)}: {value!r:.80}. "
+            "Leave it to the engine, and give a dedup_key for what is to be started once"
+        )
 
 
 def _check_mapping(value: Any, where: str) -> None:

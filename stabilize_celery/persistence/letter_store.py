@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
+from stabilize_celery.jsonable import is_storable
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import dead_letters, history, messages
@@ -36,6 +37,8 @@ def find_letters(
     limit: int = 100,
 ) -> list[dict[str, Any]]:
     """Dead letters that match, the latest first; ``before`` is the id of the last one of the page before."""
+    if not all(text is None or is_storable(text) for text in (workflow_id, type, before)):
+        return []
     statement = select(dead_letters).order_by(dead_letters.c.died_at.desc(), dead_letters.c.id.desc())
     for column, value in ((dead_letters.c.workflow_id, workflow_id), (dead_letters.c.type, type)):
         if value is not None:

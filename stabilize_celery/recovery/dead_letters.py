@@ -15,6 +15,7 @@ from stabilize_celery.errors import DeadLetterError, StabilizeError
 from stabilize_celery.handlers.branches import accept_failures, resume_progress
 from stabilize_celery.handlers.lifecycle import remove_children, reset_stage, revive_workflow, transition
 from stabilize_celery.handlers.slots import admit
+from stabilize_celery.jsonable import is_storable
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
@@ -50,11 +51,14 @@ class DeadLetters:
         Raises:
             DeadLetterError: there is none of that id.
         """
-        with self._store.database.begin() as connection:
-            letter = letter_store.read_letter(connection, letter_id)
+        letter, shown = None, ascii(letter_id)[:100]
+        if is_storable(letter_id):
+            shown = letter_id[:100]
+            with self._store.database.begin() as connection:
+                letter = letter_store.read_letter(connection, letter_id)
         if letter is None:
             raise DeadLetterError(
-                f"there is no dead letter {letter_id} in {self._store.database.name}; "
+                f"there is no dead letter {shown} in {self._store.database.name}; "
                 "it may have been tried again or dropped"
             )
         return letter

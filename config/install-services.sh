@@ -10,6 +10,7 @@ if [[ -z "${STABILIZE_TEST_DATABASE_URL:-}" || -z "${STABILIZE_TEST_BROKER_URL:-
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
     compgen -G '/usr/lib/rabbitmq/*/rabbitmq-server' >/dev/null ||
         command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server)
+    [[ -n "${STABILIZE_TEST_REDIS_URL:-}" ]] || command -v redis-server >/dev/null || missing+=(redis-server)
     [[ -x /usr/sbin/pgbouncer ]] || command -v pgbouncer >/dev/null || missing+=(pgbouncer)
 fi
 # Chrome will do as well; the driver must be that of the browser.

@@ -6,9 +6,10 @@ import importlib
 import os
 import signal
 import socket
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +18,7 @@ from stabilize_celery.control import Control
 from stabilize_celery.crash_points import reach
 from stabilize_celery.dag.validation import validate_workflow
 from stabilize_celery.delivery.dispatch import Dispatcher, Publisher
-from stabilize_celery.delivery.inline import EmbeddedProcessor, LocalPublisher
+from stabilize_celery.delivery.inline import EagerLoop, EmbeddedProcessor, LocalPublisher
 from stabilize_celery.errors import ConfigurationError, TaskNotFoundError, WorkflowTimeoutError
 from stabilize_celery.handlers.registry import default_handlers
 from stabilize_celery.maintenance import Maintenance
@@ -78,6 +79,7 @@ class Stabilize(Control, Nesting, Maintenance):
         self._concurrency = 1
         self._end_process: Callable[[], None] | None = None
         self._events: EventSender | None = None
+        self._is_worker = False
         if app is not None:
             self.init_app(app)
 
@@ -171,7 +173,26 @@ class Stabilize(Control, Nesting, Maintenance):
             return LocalPublisher()
         from stabilize_celery.delivery.publisher import CeleryPublisher
 
-        return CeleryPublisher(self.app, self._wake_relays)
+        return CeleryPublisher(
+            self.app, lambda: self.store.database.identity, self._wake_relays, lambda: self.eager
+        )
+
+    @property
+    def eager(self) -> EagerLoop | None:
+        """What handles messages in this process while the app says ``task_always_eager``; not in a worker."""
+        if self._is_worker or self.app is None or not self.app.conf.task_always_eager:
+            return None
+        return self._eager_loop
+
+    @cached_property
+    def _eager_loop(self) -> EagerLoop:
+        from stabilize_celery.delivery.entrypoints import call_entrypoint
+
+        return EagerLoop(self.store, partial(call_entrypoint, self.app), self.settings.resend_delay)
+
+    def enter_worker(self) -> None:
+        """This process is a worker: what it publishes is for others too, whatever ``task_always_eager`` says."""
+        self._is_worker = True
 
     def _wake_relays(self, due: datetime) -> None:
         """Relays look often enough for anything but short delays."""
@@ -194,6 +215,10 @@ class Stabilize(Control, Nesting, Maintenance):
         worker = f"{socket.gethostname()}:{os.getpid()}"
         surroundings = Surroundings(self.settings, self.registry, self.builders, worker, self.observers)
         dispatcher = Dispatcher(self.store, default_handlers(), surroundings, self.publisher)
+        if self.app is not None:
+            dispatcher.worker.unknown_grace = lambda: (
+                None if self.eager is not None else self.settings.unknown_type_grace
+            )
         dispatcher.keeper.end_process = self._end_process
         if self.app is not None and self.settings.send_events:
             self._send_events(dispatcher)
@@ -293,6 +318,7 @@ class Stabilize(Control, Nesting, Maintenance):
             CommitUnknownError: (a StoreError) it went away during the commit, and it is not known whether it was started.
             RepeatTransactionError: (a StoreError) another transaction was in the way of the caller's, which is REPEATABLE
                 READ or SERIALIZABLE, or in a deadlock: repeat it.
+            WorkflowFailedError: it ended TERMINAL, with ``task_always_eager`` and ``task_eager_propagates``.
         """
         if dedup_key is not None:
             workflow.dedup_key = dedup_key
@@ -323,7 +349,7 @@ class Stabilize(Control, Nesting, Maintenance):
         ids, sent = insert_started(self.store, workflows, rows, transaction, self._publish)
         if transaction is None:
             reach("start.committed")
-            self._publish([outgoing(row) for row in sent])
+            self._publish([outgoing(row) for row in sent], True)
         return [WorkflowRun(self, workflow_id) for workflow_id in ids]
 
     def _carry_trace(self, workflows: list[Workflow]) -> None:
@@ -350,8 +376,26 @@ class Stabilize(Control, Nesting, Maintenance):
                         f"registered{self.registry.suggest(task.implementing_class)}"
                     )
 
-    def _publish(self, messages: list[Outgoing]) -> None:
-        self.publisher.publish(messages)
+    def _publish(self, messages: list[Outgoing], committed: bool) -> None:
+        if self.eager is None:
+            self.publisher.publish(messages)
+            return
+        if not committed:
+            warnings.warn(
+                "task_always_eager: the workflow cannot run, because the transaction in which it was started is not "
+                "committed. Django's TestCase never commits: use TransactionTestCase, or with pytest-django "
+                "@pytest.mark.django_db(transaction=True)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        self.eager.publish(messages)
+        assert self.app is not None
+        if self.app.conf.task_eager_propagates:
+            for message in messages:
+                run = WorkflowRun(self, str(message.workflow_id))
+                if run.status is WorkflowStatus.TERMINAL:
+                    run.get()
 
     def run(
         self,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from stabilize_celery.delivery.dispatch import Dispatcher, Publisher
+    from stabilize_celery.delivery.inline import EagerLoop
     from stabilize_celery.persistence.store import WorkflowStore
     from stabilize_celery.settings import Settings
 
@@ -38,6 +39,8 @@ class Maintenance:
         def dispatcher(self) -> Dispatcher: ...
         @property
         def publisher(self) -> Publisher: ...
+        @property
+        def eager(self) -> EagerLoop | None: ...
         @property
         def settings(self) -> Settings: ...
 
@@ -82,11 +85,8 @@ class Maintenance:
         Raises:
             QueueError: the broker cannot be reached; the relays send the rest when it is back.
         """
-        if self.app is not None:
-            from stabilize_celery.delivery.publisher import CeleryPublisher
-
-            assert isinstance(self.publisher, CeleryPublisher)
-            return refill(self.app, self.store, self.settings, self.publisher, on_progress)
+        if self.app is not None and self.eager is None:
+            return refill(self.app, self.store, self.settings, on_progress)
         return refill_here(self.store, self.settings, self.publisher, on_progress)
 
     def prune(

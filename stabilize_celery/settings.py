@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.redaction import DEFAULT_KEYS, redact
@@ -58,8 +58,11 @@ class Settings(BaseModel):
     inline: bool = Field(True, description="Handle follow-on messages of a workflow in the same transaction.")
     inline_batch: int = Field(1000, ge=1, description="Most follow-on messages handled in one transaction.")
 
-    queue: str = Field("stabilize", description="Queue of the engine's control messages.")
-    task_queue: str = Field("stabilize.tasks", description="Queue of the messages that run user code.")
+    queue: str = Field("stabilize", description="Queue of the engine's control messages; one for each app.")
+    task_queue: str = Field(
+        "stabilize.tasks",
+        description="Queue of the messages that run user code; by default the name of the other with `.tasks`.",
+    )
     task_routes: dict[str, Any] = Field(
         default_factory=dict, description='Queues of single task types: {"charge": {"queue": "payments"}}.'
     )
@@ -68,6 +71,12 @@ class Settings(BaseModel):
     check_types: bool = Field(
         True,
         description="Refuse to start a workflow with a task type that nobody registered, where that is known.",
+    )
+
+    unknown_type_grace: float = Field(
+        600.0,
+        ge=0,
+        description="How long a task whose type a worker does not know is put off, for one that does; then it fails.",
     )
 
     lease: float = Field(30.0, gt=0, description="How long a worker owns a task without a sign of life.")
@@ -128,6 +137,14 @@ class Settings(BaseModel):
     )
     metrics_address: str = Field("0.0.0.0", description="Address on which it listens there.")
     tracing: bool = Field(False, description="Make OpenTelemetry spans of what tasks do.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_queues(cls, values: Any) -> Any:
+        """One setting names all queues of an app."""
+        if isinstance(values, Mapping) and isinstance(values.get("queue"), str):
+            return {"task_queue": f"{values['queue']}.tasks", **values}
+        return values
 
     @classmethod
     def load(cls, values: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.services import PostgresService, RabbitService, choose_postgres, choose_rabbit
+from tests.services import (
+    PostgresService,
+    RabbitService,
+    RedisService,
+    choose_postgres,
+    choose_rabbit,
+    choose_redis,
+)
 from tests.worker import WorkerProcess
 
 #: Folders whose tests need nothing but Python packages, unless a fixture or a parameter says otherwise.
@@ -48,6 +55,15 @@ def postgres_service() -> Iterator[PostgresService]:
 def rabbit_service() -> Iterator[RabbitService]:
     """The run's RabbitMQ broker. A test that stops or kills it must start it again."""
     service = choose_rabbit()
+    service.start()
+    yield service
+    service.discard()
+
+
+@pytest.fixture(scope="session")
+def redis_service() -> Iterator[RedisService]:
+    """The run's Redis server."""
+    service = choose_redis()
     service.start()
     yield service
     service.discard()

@@ -25,11 +25,13 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import amqp
 import httpx
 import psycopg
+import redis
 from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
@@ -549,6 +551,74 @@ def rabbit_scripts() -> Path | None:
     return next((folder for folder in folders if (folder / "rabbitmq-server").exists()), None)
 
 
+# --------------------------------------------------------------------------------------------------- Redis
+
+
+class RedisService:
+    """A Redis server the tests may fill and empty; this base class uses one run by somebody else."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._databases = iter(range(16))
+
+    def start(self) -> None:
+        """Return once the server answers."""
+        with self.client() as client:
+            client.ping()
+
+    def discard(self) -> None:
+        """The run is over. A server of somebody else is left alone."""
+
+    def add_database(self) -> str:
+        """The URL of an empty database that no other test has."""
+        number = next(self._databases)
+        with self.client(number) as client:
+            client.flushdb()
+        return f"{self._url}/{number}"
+
+    def queue_length(self, url: str, queue: str) -> int:
+        """Messages ready in a queue."""
+        with self.client(int(url.rsplit("/", 1)[1])) as client:
+            return int(client.llen(queue))
+
+    def wipe_data(self) -> None:
+        """Lose every message."""
+        with self.client() as client:
+            client.flushall()
+
+    @contextlib.contextmanager
+    def client(self, number: int = 0) -> Iterator[Any]:
+        """A connection for tests that look at the broker itself."""
+        with contextlib.closing(redis.Redis.from_url(f"{self._url}/{number}")) as client:
+            yield client
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(redis.RedisError, OSError), self.client() as client:
+            return bool(client.ping())
+        return False
+
+
+class LocalRedis(RedisService):
+    """A private server from the installed binary, in memory alone."""
+
+    def __init__(self, binary: str) -> None:
+        self._folder = temporary_folder("redis")
+        port = free_port()
+        super().__init__(f"redis://127.0.0.1:{port}")
+        command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        command += ["--dir", str(self._folder)]
+        self._server = ChildProcess(command, log=self._folder / "redis.log", cwd=self._folder)
+        atexit.register(self.discard)
+
+    def start(self) -> None:
+        self._server.start()
+        wait_ready(self._server, self._answers, START_TIMEOUT)
+
+    def discard(self) -> None:
+        self._server.kill_tree()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
 # ------------------------------------------------------------------------------------------ docker compose
 
 
@@ -704,6 +774,21 @@ def choose_rabbit() -> RabbitService:
     raise ServicesMissing(
         MISSING.format(
             name="RabbitMQ", package="rabbitmq-server", brew="rabbitmq", variable="STABILIZE_TEST_BROKER_URL"
+        )
+    )
+
+
+def choose_redis() -> RedisService:
+    """The Redis of this run, not yet started."""
+    url = os.environ.get("STABILIZE_TEST_REDIS_URL")
+    if url:
+        return RedisService(url)
+    binary = shutil.which("redis-server")
+    if binary is not None:
+        return LocalRedis(binary)
+    raise ServicesMissing(
+        MISSING.format(
+            name="Redis", package="redis-server", brew="redis", variable="STABILIZE_TEST_REDIS_URL"
         )
     )
 

@@ -10,7 +10,6 @@ from typing import Any
 from celery import bootsteps
 from celery.worker.state import maybe_shutdown
 
-from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.errors import StabilizeError
 from stabilize_celery.observe.tracing import Tracer
@@ -67,9 +66,7 @@ class RelayStep(bootsteps.StartStopStep):
             logger.critical("stabilize_celery cannot start: %s", error)
             raise SystemExit(1) from None
         if self._wanted:
-            publisher = engine.publisher
-            assert isinstance(publisher, CeleryPublisher)
-            self._relay = worker.stabilize_relay = Relay(worker.app, engine.store, engine.settings, publisher)
+            self._relay = worker.stabilize_relay = Relay(worker.app, engine.store, engine.settings)
             self._relay.start()
 
     def stop(self, worker: Any) -> None:

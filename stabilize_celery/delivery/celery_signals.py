@@ -20,6 +20,7 @@ from celery import Celery, signals, states
 from celery.exceptions import Ignore, Reject, TaskRevokedError, WorkerLostError
 from kombu.utils.functional import maybe_evaluate
 
+from stabilize_celery.delivery.entrypoints import warn_of_stray
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.errors import StabilizeError
 from stabilize_celery.persistence.database import is_unavailable
@@ -74,9 +75,11 @@ def _on_prerun(task: Any = None, **_: Any) -> None:
         app.control.revoke(celery_id, terminate=by_force)
 
     begun = begin(engine.dispatcher.worker, message_id, stop, _PATIENCE if request.retries else 0.0)
-    if begun is not None:
-        setattr(request, _BEGUN, begun)
-        setattr(request, _REFUSED, False)
+    if begun is None:
+        warn_of_stray(engine, f"Celery task {task.name}", request.get(HEADER).get("database"))
+        return
+    setattr(request, _BEGUN, begun)
+    setattr(request, _REFUSED, False)
 
 
 @signals.task_postrun.connect
@@ -238,8 +241,8 @@ def _on_unknown(sender: Any = None, message: Any = None, exc: Any = None, **_: A
     message_id = _message_id(message.headers)
     if message_id is not None:
         name = message.headers.get("task")
-        error = LookupError(f"worker {sender.hostname} has no Celery task {name}; it is sent again")
-        _report(sender.app, message_id, None, lambda w, row: repeated(w, row, error))
+        told = f"worker {sender.hostname} has no Celery task {name}"
+        _report(sender.app, message_id, None, lambda w, row: w.unknown(f"Celery task {name}", told, row))
 
 
 @signals.task_rejected.connect

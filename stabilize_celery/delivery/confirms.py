@@ -1,16 +1,60 @@
-"""Publishing many messages and waiting once for the broker to confirm them all."""
+"""Publishing many messages and knowing that the broker has them all: RabbitMQ confirms, others answer each."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
+from amqp.exceptions import ChannelError
 from celery import Celery
 from kombu.connection import Connection
 
 from stabilize_celery.delivery.publisher import encoded
 from stabilize_celery.errors import QueueError
 from stabilize_celery.persistence.outbox import Outgoing
+
+
+class Window(Protocol):
+    """A connection over which the relay sends."""
+
+    def send(self, messages: list[Outgoing]) -> set[str]:
+        """Publish all of them; returns the ids of those that no queue took.
+
+        Raises:
+            Exception: the broker may not have them all; throw the window away.
+        """
+
+    def depth(self, queue: str) -> int:
+        """How many messages wait in a queue, not counting those that workers hold.
+
+        Raises:
+            NotFound: there is no such queue; throw the window away.
+        """
+
+
+class AnswerWindow:
+    """A broker that answers each publish itself, as Redis does, and makes a queue of whatever is written to."""
+
+    def __init__(self, app: Celery, connection: Connection, database: str) -> None:
+        self._app = app
+        self._database = database
+        self._channel: Any = connection.default_channel
+
+    def send(self, messages: list[Outgoing]) -> set[str]:
+        """See :class:`Window`."""
+        for message in messages:
+            ready = encoded(self._app, self._channel, message, self._database)
+            self._channel.basic_publish(ready, exchange="", routing_key=message.queue)
+        return set()
+
+    def depth(self, queue: str) -> int:
+        """See :class:`Window`; an empty queue does not exist there."""
+        try:
+            return int(self._channel.queue_declare(queue, passive=True).message_count)
+        except ChannelError as error:
+            if str(error.reply_code) != "404":
+                raise
+            return 0
 
 
 class ConfirmWindow:
@@ -20,8 +64,9 @@ class ConfirmWindow:
     one for ever.  Here each tag is accounted for, and after any failure the caller throws the window away.
     """
 
-    def __init__(self, app: Celery, connection: Connection) -> None:
+    def __init__(self, app: Celery, connection: Connection, database: str) -> None:
         self._app = app
+        self._database = database
         self._amqp = connection.connection
         self._channel: Any = self._amqp.channel()
         self._channel.confirm_select()
@@ -48,7 +93,7 @@ class ConfirmWindow:
             self._pending[self._sequence] = message.id
             self._publish(
                 self._channel,
-                encoded(self._app, self._channel, message),
+                encoded(self._app, self._channel, message, self._database),
                 exchange="",
                 routing_key=message.queue,
                 mandatory=True,
@@ -61,11 +106,8 @@ class ConfirmWindow:
             self._amqp.drain_events(timeout=left)
         return self._failed
 
-    def depth(self, queue: str) -> int | None:
-        """How many messages wait in a queue; ``None`` if it does not exist.
-
-        A queue that does not exist costs the channel: throw the window away.
-        """
+    def depth(self, queue: str) -> int:
+        """See :class:`Window`; a queue that does not exist costs the channel."""
         answer = self._channel.queue_declare(queue, passive=True)
         return int(answer.message_count)
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from stabilize_celery.crash_points import reach
-from stabilize_celery.delivery.publisher import TASK_PREFIX
+from stabilize_celery.delivery.publisher import DATABASE_HEADER, TASK_PREFIX
 from stabilize_celery.delivery.schedules import register_start
 from stabilize_celery.jsonable import is_storable
 from stabilize_celery.messages import MESSAGE_TYPES, Message
+from stabilize_celery.observe.logs import seldom
 
 if TYPE_CHECKING:
     from stabilize_celery.engine import Stabilize
@@ -31,6 +32,7 @@ def register_entrypoints(app: Celery, engine: Stabilize) -> None:
             _entrypoint(engine, name),
             name=TASK_PREFIX + name,
             base=base,
+            bind=True,
             shared=False,
             **_acknowledgement(message_type),
         )
@@ -59,13 +61,36 @@ def _acknowledgement(message_type: type[Message]) -> dict[str, Any]:
 
 
 def _entrypoint(engine: Stabilize, name: str) -> Any:
-    def entrypoint(message_id: Any) -> None:
+    def entrypoint(task: Any, message_id: Any) -> None:
         if not is_storable(message_id) or len(message_id) > 64:
             logger.warning("a %s message without a proper id was dropped: %.100r", name, message_id)
             return
-        engine.dispatcher.process(message_id, name)
+        if not engine.dispatcher.process(message_id, name):
+            warn_of_stray(engine, name, task.request.get(DATABASE_HEADER))
         reach("message.done")
 
     entrypoint.__name__ = name
     entrypoint.__doc__ = MESSAGE_TYPES[name].__doc__
     return entrypoint
+
+
+def call_entrypoint(app: Celery, message_id: str, message_type: str) -> None:
+    """Handle a message in this process, within what the app's task class does around tasks."""
+    app.tasks[TASK_PREFIX + message_type](message_id)
+
+
+def warn_of_stray(engine: Stabilize, what: str, database: Any) -> None:
+    """Say why a message that has no row here has none, if it is another database's, at most once a minute.
+
+    The row decides, and not the header: a database that was moved keeps its messages.
+    """
+    ours = engine.store.database.identity
+    if not isinstance(database, str) or database == ours or not seldom(f"stray {database}"):
+        return
+    logger.warning(
+        "a %s message was dropped: it is of database %.64s, and this worker's is %s: two apps use the same queues. "
+        "Its own relay sends it again; give each app a virtual host, or queues by stabilize_queue, of its own",
+        what,
+        database,
+        ours,
+    )

@@ -38,6 +38,62 @@ class LocalPublisher:
             self.changed.notify_all()
 
 
+class EagerLoop:
+    """For ``task_always_eager``: the thread that publishes a message handles it, and what comes of it, before it goes on.
+
+    What comes of a message is handled after it and not within it, however long the workflow is.  What is due later is
+    left in the database, for :meth:`drain`.
+
+    Args:
+        store: where the messages are.
+        handle: handles a message, given its id and type.
+        patience: seconds after which a message that was taken and not handled is taken again.
+    """
+
+    def __init__(self, store: WorkflowStore, handle: Callable[[str, str], object], patience: float) -> None:
+        self._store = store
+        self._handle = handle
+        self._patience = patience
+        self._here = threading.local()
+
+    def publish(self, outgoing: list[Outgoing]) -> None:
+        """Handle messages, unless this thread is at it: then they are next."""
+        found = [(message.id, message.type) for message in outgoing]
+        waiting: deque[tuple[str, str]] | None = getattr(self._here, "waiting", None)
+        if waiting is None:
+            self._work(found)
+        else:
+            waiting.extend(found)
+
+    def drain(self, timeout: float, until: Callable[[], bool]) -> None:
+        """Handle what falls due within ``timeout`` seconds, or until ``until`` says so."""
+        end = time.monotonic() + timeout
+        while not until():
+            rows = self._store.take_due(50, lambda _row: self._patience)
+            if rows:
+                self._work([(row["id"], row["type"]) for row in rows])
+                continue
+            left, due = min(end - time.monotonic(), _LONGEST_WAIT), self._store.next_due()
+            if left <= 0:
+                return
+            if due is not None:
+                left = min(left, (due - self._store.now()).total_seconds())
+            time.sleep(max(0.0, left))
+
+    def _work(self, found: list[tuple[str, str]]) -> None:
+        # A task body that waits for another workflow has a loop of its own.
+        before, self._here.waiting = getattr(self._here, "waiting", None), deque(found)
+        try:
+            while self._here.waiting:
+                message_id, message_type = self._here.waiting.popleft()
+                try:
+                    self._handle(message_id, message_type)
+                except Exception:
+                    logger.exception("message %s could not be handled; it stays in the database", message_id)
+        finally:
+            self._here.waiting = before
+
+
 class EmbeddedProcessor:
     """Handles the messages of a store in this process.
 

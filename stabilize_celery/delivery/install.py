@@ -134,7 +134,9 @@ def _add_queues(instance: Any = None, **_: Any) -> None:
 @signals.worker_init.connect
 def _guard_tasks(sender: Any = None, **_: Any) -> None:
     """The app's modules are imported, and the pool has not started."""
-    if sender is not None and _engines.get(sender.app) is not None:
+    engine = None if sender is None else _engines.get(sender.app)
+    if sender is not None and engine is not None:
+        engine.enter_worker()
         celery_signals.guard_tasks(sender.app)
 
 

@@ -19,16 +19,19 @@ from celery import Celery
 from kombu.connection import Connection
 from kombu.serialization import dumps
 
+from stabilize_celery.delivery.inline import EagerLoop
 from stabilize_celery.persistence.outbox import Outgoing
 
 logger = logging.getLogger(__name__)
 TASK_PREFIX = "stabilize."
+#: The message header that says in which database the row is.
+DATABASE_HEADER = "stabilize_database"
 
 
-def task_message(app: Celery, message: Outgoing) -> Any:
-    """The Celery task message for a row: headers, properties, body."""
+def task_message(app: Celery, message: Outgoing, database: str) -> Any:
+    """The Celery task message for a row of a database: headers, properties, body."""
     shown = f"({message.label!r},)" if message.label else f"({message.id!r},)"
-    return app.amqp.as_task_v2(
+    built = app.amqp.as_task_v2(
         message.id,
         TASK_PREFIX + message.type,
         args=(message.id,),
@@ -38,11 +41,13 @@ def task_message(app: Celery, message: Outgoing) -> Any:
         retries=max(0, message.attempts - 1),
         ignore_result=True,
     )
+    built.headers[DATABASE_HEADER] = database
+    return built
 
 
-def encoded(app: Celery, channel: Any, message: Outgoing) -> Any:
+def encoded(app: Celery, channel: Any, message: Outgoing, database: str) -> Any:
     """The same as the channel's transport takes it: kombu's producer does more than is wanted, for each message."""
-    built = task_message(app, message)
+    built = task_message(app, message, database)
     content_type, encoding, body = dumps(built.body, "json")
     properties = {name: value for name, value in built.properties.items() if value is not None}
     return channel.prepare_message(
@@ -60,12 +65,22 @@ class CeleryPublisher:
 
     Args:
         app: the Celery app whose broker is used.
+        database: the identity of the database in which the rows are.
         wake_relay: tells the relays that something falls due soon.
+        eager: what handles messages in this process instead, while ``task_always_eager`` is set.
     """
 
-    def __init__(self, app: Celery, wake_relay: Callable[[datetime], None]) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        database: Callable[[], str],
+        wake_relay: Callable[[datetime], None],
+        eager: Callable[[], EagerLoop | None] = lambda: None,
+    ) -> None:
         self._app = app
+        self._database = database
         self._wake_relay = wake_relay
+        self._eager = eager
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
@@ -78,6 +93,9 @@ class CeleryPublisher:
 
     def publish(self, outgoing: list[Outgoing]) -> None:
         """Send; a failure is logged and left to the relay."""
+        if (loop := self._eager()) is not None:
+            loop.publish(outgoing)
+            return
         with self._lock:
             try:
                 channel = self._ready()
@@ -106,7 +124,7 @@ class CeleryPublisher:
             # Without its queue a message is silently thrown away.
             self._app.amqp.queues[message.queue](channel).declare()
             self._declared.add(message.queue)
-        ready = encoded(self._app, channel, message)
+        ready = encoded(self._app, channel, message, self._database())
         channel.basic_publish(ready, exchange="", routing_key=message.queue, mandatory=True)
 
     def _ready(self) -> Any:

@@ -11,7 +11,6 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from stabilize_celery.delivery.dispatch import Publisher
-from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.errors import QueueError
 from stabilize_celery.persistence.outbox import outgoing, waits_in
@@ -40,7 +39,6 @@ def refill(
     app: Celery,
     store: WorkflowStore,
     settings: Settings,
-    publisher: CeleryPublisher,
     on_progress: Callable[[Refilled], None] | None = None,
 ) -> Refilled:
     """Send everything that somebody could handle now.
@@ -50,7 +48,7 @@ def refill(
     Raises:
         QueueError: the broker cannot be reached, or does not confirm; what it has not got is sent by the relays.
     """
-    relay = Relay(app, store, settings, publisher)
+    relay = Relay(app, store, settings)
     done = Refilled()
     due_by, after = store.now(), ""
     try:

@@ -14,14 +14,13 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from amqp.exceptions import NotFound
 from celery import Celery
 from kombu.connection import Connection
-from kombu.exceptions import ChannelError
 
 from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.backlog import Backlog
-from stabilize_celery.delivery.confirms import ConfirmWindow
-from stabilize_celery.delivery.publisher import CeleryPublisher
+from stabilize_celery.delivery.confirms import AnswerWindow, ConfirmWindow, Window
 from stabilize_celery.errors import StoreError
 from stabilize_celery.persistence.outbox import Outgoing, outgoing, waits_in
 from stabilize_celery.persistence.store import WorkflowStore
@@ -30,7 +29,6 @@ from stabilize_celery.settings import Settings
 logger = logging.getLogger(__name__)
 #: Brokers that say how many messages wait in a queue.
 _COUNTS = frozenset({"amqp", "redis", "memory"})
-_NOT_FOUND = 404
 
 
 class Relay:
@@ -40,23 +38,19 @@ class Relay:
         app: whose broker is used.
         store: where the messages are.
         settings: the engine's options.
-        publisher: used for brokers without confirms.
     """
 
-    def __init__(
-        self, app: Celery, store: WorkflowStore, settings: Settings, publisher: CeleryPublisher
-    ) -> None:
+    def __init__(self, app: Celery, store: WorkflowStore, settings: Settings) -> None:
         self._app = app
         self._store = store
         self._settings = settings
-        self._publisher = publisher
         self._stopping = threading.Event()
         #: The messages of a sweep that has not come to its end.
         self._under_way: list[str] = []
         self._bell = store.bell()
         self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
-        self._window: ConfirmWindow | None = None
+        self._window: Window | None = None
         self._backlog = Backlog(store, settings, self.depth)
         self.sent = 0
         self.resent = 0
@@ -80,6 +74,7 @@ class Relay:
         alive = self._thread is not None and self._thread.is_alive()
         return {
             "alive": alive,
+            "database": self._store.database.identity,
             "sent": self.sent,
             "resent": self.resent,
             "leases_lost": self.leases_lost,
@@ -170,17 +165,10 @@ class Relay:
         return counts and self._app.conf.worker_prefetch_multiplier != 0
 
     def depth(self, queue: str) -> int:
-        """How many messages wait in a queue; none if it does not exist, or the broker cannot tell."""
-        window = self._ready()
+        """How many messages wait in a queue; none if it does not exist."""
         try:
-            if window is not None:
-                return window.depth(queue) or 0
-            assert self._connection is not None
-            channel = self._connection.default_channel
-            return int(channel.queue_declare(queue, passive=True).message_count)
-        except ChannelError as error:
-            if int(error.reply_code) != _NOT_FOUND:
-                raise
+            return self._ready().depth(queue)
+        except NotFound:
             self._drop()
             return 0
 
@@ -188,9 +176,6 @@ class Relay:
         if not messages:
             return set()
         window = self._ready()
-        if window is None:
-            self._publisher.publish(messages)
-            return set()
         for queue in {message.queue for message in messages}:
             self._app.amqp.queues[queue](self._connection.default_channel).declare()  # type: ignore[union-attr]
         return window.send(messages)
@@ -203,15 +188,13 @@ class Relay:
         """Close the connection; the next use makes another."""
         self._drop()
 
-    def _ready(self) -> ConfirmWindow | None:
-        """The window; ``None`` on a broker without confirms."""
+    def _ready(self) -> Window:
         if self._window is None:
             connection = self._app.connection_for_write(heartbeat=0)
             connection.ensure_connection(max_retries=1, interval_start=0.1)
             self._connection = connection
-            if connection.transport.driver_type != "amqp":
-                return None
-            self._window = ConfirmWindow(self._app, connection)
+            kind = ConfirmWindow if connection.transport.driver_type == "amqp" else AnswerWindow
+            self._window = kind(self._app, connection, self._store.database.identity)
         return self._window
 
     def _drop(self) -> None:

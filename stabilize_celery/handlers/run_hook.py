@@ -22,8 +22,9 @@ class RunHookHandler(Handler[RunHook]):
             return
         # It may be gone: a synthetic stage of an earlier pass.
         stage = unit.stage(message.stage_id)
-        if outcome.verdict is Verdict.RETRY:
-            unit.requeue(delay=outcome.delay, counted=True, error=outcome.error)
+        if outcome.verdict in (Verdict.RETRY, Verdict.PUT_OFF):
+            counted = outcome.verdict is Verdict.RETRY
+            unit.requeue(delay=outcome.delay, counted=counted, error=outcome.error)
             return
         failed = outcome.error is not None
         same_pass = stage is not None and stage.generation == message.generation

@@ -39,12 +39,26 @@ class RunTaskHandler(Handler[RunTask]):
         if stage.execution.status.is_complete:
             cancel_stage(unit, stage, f"the workflow is {stage.execution.status}", "system")
             return
+        if attempt.outcome.verdict is Verdict.PUT_OFF:
+            self._put_off(attempt.outcome, unit, stage, task)
+            return
         # A call that only asks to be called again, and one that was not made, is no attempt.
         counts = attempt.outcome.error is not None or _ends(attempt.outcome)
         task.attempts = attempt.number if counts else attempt.number - 1
         task.claims = max(task.claims, attempt.token)
         unit.change(stage, tasks=stage.tasks)
         self._record(attempt.outcome, unit, stage, task)
+
+    def _put_off(self, outcome: Outcome, unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
+        unit.requeue(delay=outcome.delay, counted=False, error=outcome.error)
+        unit.record(
+            "unknown_type",
+            stage.execution.id,
+            stage=stage,
+            task_id=task.id,
+            reason=outcome.reason,
+            details={"delay": round(outcome.delay, 3)},
+        )
 
     def _record(self, outcome: Outcome, unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
         if outcome.error is not None:

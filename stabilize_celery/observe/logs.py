@@ -7,6 +7,10 @@ there; docs/how-to/observability.md shows how, also for structlog.
 from __future__ import annotations
 
 import logging
+import mmap
+import struct
+import time
+import zlib
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
@@ -16,6 +20,20 @@ from stabilize_celery.redaction import Redactor
 _REDACTOR = "_stabilize_redactor"
 _usual = Redactor()
 _formatter = logging.Formatter()
+#: What was said last in each of some places, and when: in memory that the children of a pool share.
+_PLACES, _PLACE = 64, struct.Struct("dQ")
+_said = mmap.mmap(-1, _PLACES * _PLACE.size)
+
+
+def seldom(what: str, interval: float = 60.0) -> bool:
+    """Whether to say something that this worker, whichever of its processes, has not said for ``interval`` seconds."""
+    key, now = zlib.crc32(what.encode()), time.monotonic()
+    place = key % _PLACES * _PLACE.size
+    when, known = _PLACE.unpack_from(_said, place)
+    if known == key and when > 0.0 and 0.0 <= now - when < interval:
+        return False
+    _PLACE.pack_into(_said, place, now, key)
+    return True
 
 
 class ContextFilter(logging.Filter):

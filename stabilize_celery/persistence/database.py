@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -16,7 +17,14 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.pool import StaticPool
 
 from stabilize_celery.clock import Clock
@@ -36,6 +44,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 #: How often a transaction is run when others are in its way each time.
 COLLISIONS = 10
+#: What no two databases share: the server, the database on it, and the tables, which may be of one schema among several.
+_IDENTITY = """
+    SELECT current_database(), (SELECT system_identifier FROM pg_control_system()),
+        (SELECT oid FROM pg_database WHERE datname = current_database()), to_regclass('stabilize_workflows')::oid
+"""
 _RETRYABLE_SQLSTATES = {"40001", "40P01", "55P03"}
 _READ_ONLY, _CANCELED = "25006", "57014"
 #: No connection, no resources, ended by the server (it shuts down or starts, or the session took too long), a standby.
@@ -93,6 +106,37 @@ class Database:
     def name(self) -> str:
         """The URL without its password, for messages."""
         return redact_text(self.url.render_as_string(hide_password=True))
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells this database from others: its name and a few digits; a copy of it has others.
+
+        Raises:
+            StoreError: the database cannot be reached.
+        """
+        rest: list[Any]
+        if self._in_memory:
+            name, *rest = "memory", os.getpid(), id(self)
+        elif self.is_postgresql:
+            name, *rest = self._ask_for_identity()
+        else:
+            path = os.path.realpath(str(self.url.database))
+            name, *rest = os.path.basename(path), path
+        digits = hashlib.sha256(repr(rest).encode()).hexdigest()[:8]
+        return f"{name[:24]}-{digits}"
+
+    def _ask_for_identity(self) -> tuple[Any, ...]:
+        try:
+            with self.autocommit() as connection:
+                return tuple(connection.exec_driver_sql(_IDENTITY).one())
+        except ProgrammingError as error:
+            # Some services keep pg_control_system() from their users.
+            logger.warning(
+                "database %s does not say on which server it is (%s): it is told from others by its name alone",
+                self.name,
+                " ".join(str(error.orig).split()),
+            )
+            return (str(self.url.database),)
 
     def _make_engine(self, pool_size: int, prepare_statements: bool) -> Engine:
         # Parameters are what users store, and an error that shows them ends up in logs.

@@ -38,6 +38,9 @@ class Joined(Protocol):
     def after_commit(self, call: Callable[[], None]) -> None:
         """Call once it has committed; never if it is rolled back."""
 
+    def is_over(self) -> bool:
+        """Whether others see what was written, asked within such a call: test suites call it without a commit."""
+
 
 #: The transaction behind a value of ``connection=``; ``None`` if it is of another kind.
 Adapter = Callable[[Any, BaseStore], Joined | None]
@@ -105,6 +108,9 @@ class _SqlAlchemyTransaction:
             event.listen(self._connection, "rollback", _forget)
         waiting.append(call)
 
+    def is_over(self) -> bool:
+        return True
+
 
 #: What is to be called after the commit of a connection's transaction.
 _waiting: weakref.WeakKeyDictionary[Connection, list[Callable[[], None]]] = weakref.WeakKeyDictionary()
@@ -119,7 +125,7 @@ def _commit_and_call(connection: Connection) -> None:
     if not waiting:
         return
     calls, waiting[:] = list(waiting), []
-    if connection.dialect.name == "postgresql":
+    if getattr(connection.connection.driver_connection, "in_transaction", True):
         connection.exec_driver_sql("COMMIT")
     for call in calls:
         call()

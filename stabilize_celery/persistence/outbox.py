@@ -23,6 +23,9 @@ from stabilize_celery.settings import Settings
 #: Before the name of the queue where the work of a handed-over message waits: its ``lease_owner`` until it is begun.
 WAITS_IN = "queue="
 
+#: In a row's last error while no worker knows its task: ``since`` when, how many ``times``, and what was there ``before``.
+UNKNOWN = "unknown_type"
+
 
 @dataclass(frozen=True)
 class Outgoing:
@@ -88,6 +91,12 @@ def outgoing(row: Mapping[str, Any]) -> Outgoing:
     return Outgoing(
         row["id"], row["type"], row["queue"], row["workflow_id"], row["label"], row.get("attempts", 0)
     )
+
+
+def last_failure(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The error of the last attempt, and not that a worker did not know the task."""
+    error: dict[str, Any] | None = row["last_error"]
+    return error[UNKNOWN]["before"] if error and UNKNOWN in error else error
 
 
 def waits_in(row: Mapping[str, Any]) -> str | None:

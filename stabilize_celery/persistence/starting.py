@@ -30,7 +30,7 @@ def insert_started(
     workflows: list[Workflow],
     rows: Mapping[str, dict[str, Any]],
     transaction: Joined | None,
-    publish: Callable[[list[Outgoing]], None],
+    publish: Callable[[list[Outgoing], bool], None],
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Insert workflows and the messages that start them.
 
@@ -39,7 +39,7 @@ def insert_started(
         workflows: the workflows; one whose application and dedup_key are known already is not inserted.
         rows: the StartWorkflow row of each, by workflow id.
         transaction: the caller's, or ``None`` for one of its own.
-        publish: called after the caller's commit with what is to be sent.
+        publish: called after the caller's commit with what is to be sent, and whether others see it.
 
     Returns:
         The ids of the runs, in order, and the message rows that were written.
@@ -60,7 +60,7 @@ def insert_started(
         ids, written = _insert(store, theirs, workflows, rows)
     if written:
         ready = [outgoing(row) for row in written]
-        transaction.after_commit(lambda: publish(ready))
+        transaction.after_commit(lambda: publish(ready, transaction.is_over()))
     return ids, written
 
 

@@ -9,6 +9,7 @@ place.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +107,8 @@ def _hand_over(app: Celery, call: CeleryCall, stage: StageExecution) -> HandOver
     options = {**routed, "retries": _retries_so_far(stage, run.task_id)}
     headers = {**(options.pop("headers", None) or {})}
 
-    def publish(message_id: str) -> None:
-        headers[HEADER] = {"message": message_id}
+    def publish(work: Mapping[str, str]) -> None:
+        headers[HEADER] = dict(work)
         send = app.send_task if task is None else task.apply_async
         target = (call.task,) if task is None else ()
         try:

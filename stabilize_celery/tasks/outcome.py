@@ -20,6 +20,8 @@ class Verdict(Enum):
     RETRY = "retry"
     #: It waits in a queue of its own for somebody who takes over the lease.
     HANDED_OVER = "handed over"
+    #: This worker does not know it: it was not run, and another one may.
+    PUT_OFF = "put off"
     #: The workflow is paused: it was not run.
     PARK = "park"
     #: The stage is not wanted any more: it was not run, or its result does not count.

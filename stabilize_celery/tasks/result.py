@@ -17,13 +17,13 @@ class HandOver:
 
     Attributes:
         queue: where it waits; while messages wait there it is not sent again.
-        publish: sends the work, given the id of the message row to be taken over; called after the commit.
+        publish: sends the work, given what says which message row is to be taken over; called after the commit.
         delay: seconds before which nobody begins it.
         details: for the history.
     """
 
     queue: str
-    publish: Callable[[str], None]
+    publish: Callable[[Mapping[str, str]], None]
     delay: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
 

@@ -30,12 +30,12 @@ from stabilize_celery.messages import RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.observe.logs import discreet_logger
+from stabilize_celery.observe.logs import discreet_logger, seldom
 from stabilize_celery.observe.scope import Scope, scoped
 from stabilize_celery.observe.tracing import NO_SPAN, RunSpan, Tracer
 from stabilize_celery.persistence.database import is_unavailable
 from stabilize_celery.persistence.lease_store import Claimed
-from stabilize_celery.persistence.outbox import message_of
+from stabilize_celery.persistence.outbox import last_failure, message_of
 from stabilize_celery.persistence.snapshots import stage_of
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.redaction import Redactor
@@ -47,7 +47,7 @@ from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
 from stabilize_celery.worker.handover import launched, own_retries, publish
-from stabilize_celery.worker.judge import failure, judge, period, running_time, stage_time_left
+from stabilize_celery.worker.judge import failure, judge, period, running_time, stage_time_left, unknown
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
 
 logger = discreet_logger(__name__)
@@ -80,6 +80,8 @@ class TaskWorker:
         self.keeper = keeper
         self.settle = settle
         self.owner = owner
+        #: Seconds that a task this worker does not know is put off; ``None`` where there are no other workers.
+        self.unknown_grace: Callable[[], float | None] = lambda: None
         self.tracer = Tracer(settings) if settings.tracing else None
 
     def run(self, message_id: str) -> bool:
@@ -94,6 +96,31 @@ class TaskWorker:
             scope.turn_to(message)
             _Attempt(self, message, claimed).perform()
         return True
+
+    def unknown(self, what: str, told: str, row: Mapping[str, Any]) -> Outcome:
+        """The outcome for a task that no code in this worker is registered for."""
+        grace = self.unknown_grace()
+        if grace is None:
+            return failure(TaskNotFoundError(told), unmapped=True)
+        told = told if told.endswith("?") else f"{told}."
+        error = TaskNotFoundError(
+            f"{told} Worker {self.owner} does not know it, and none that did took it within {grace:g} s: "
+            "let every worker of its queue import the module that registers it (stabilize_imports), "
+            "then restart the stage"
+        )
+        outcome = unknown(error, row, grace, self.store.now())
+        if outcome.verdict is Verdict.PUT_OFF and seldom(f"unknown {what}"):
+            logger.warning(
+                "%s Worker %s does not know %s: message %s is put off for %g s, for a worker that does; "
+                "it fails if none comes within %g s of the first try",
+                told,
+                self.owner,
+                what,
+                row["id"],
+                outcome.delay,
+                grace,
+            )
+        return outcome
 
     def limit(self, task: Task, stage: StageExecution) -> timedelta:
         """How long one call may take."""
@@ -218,7 +245,7 @@ class _Attempt:
             return None
         counted = self._number - own_retries(self._stage, self._message.task_id)
         verdict = judge(
-            self._message, self._stage, counted, self._settings.max_attempts, self._row["last_error"]
+            self._message, self._stage, counted, self._settings.max_attempts, last_failure(self._row)
         )
         if verdict is None and self._problem is not None:
             return failure(self._problem)
@@ -251,7 +278,7 @@ class _Attempt:
         try:
             implementation = self._resolved()
         except TaskNotFoundError as error:
-            return failure(error, unmapped=True)
+            return self._worker.unknown(f"task type {self._task.implementing_class!r}", str(error), self._row)
         if isinstance(message, RunHook):
             self._worker.keeper.limit(lease, self._settings.hook_time_limit)
             result = getattr(implementation, message.hook)(stage)

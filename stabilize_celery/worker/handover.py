@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stabilize_celery.errors import describe_error, is_transient, named_text
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.observe.logs import discreet_logger
-from stabilize_celery.persistence.outbox import waits_in
+from stabilize_celery.persistence.outbox import last_failure, waits_in
 from stabilize_celery.redaction import Redactor
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.outcome import LONGEST_REASON, Attempt, Outcome, Verdict
@@ -53,7 +53,7 @@ def own_retries(stage: StageExecution | None, task_id: str) -> int:
 def publish(worker: TaskWorker, message_id: str, to: HandOver) -> None:
     """Send the work; while the broker is away that is left to the relay, anything else is a failure of the task."""
     try:
-        to.publish(message_id)
+        to.publish({"message": message_id, "database": worker.store.database.identity})
     except Exception as error:
         if is_transient(error):
             logger.warning("the work of message %s was not sent (%s); it is sent later", message_id, error)
@@ -90,7 +90,7 @@ def settle_for(
 def repeated(worker: TaskWorker, row: dict[str, Any], error: BaseException) -> Outcome:
     """The outcome of an attempt whose worker was lost: sent again after a while, up to ``max_attempts``."""
     described = describe_error(error, transient=True)
-    old = (row["last_error"] or {}).get("details", {})
+    old = (last_failure(row) or {}).get("details", {})
     described["details"][OWN_RETRIES] = old.get(OWN_RETRIES, 0)
     delay = worker.backoff(max(1, row["attempts"]))
     reason = named_text(error)[:LONGEST_REASON]

@@ -11,8 +11,12 @@ from stabilize_celery.messages import RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.persistence.outbox import UNKNOWN
 from stabilize_celery.tasks.outcome import LONGEST_REASON, Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
+
+#: Seconds until a task that a worker does not know is taken again: the first time, doubling, and at most.
+_FIRST_DELAY, _LONGEST_DELAY = 2.0, 60.0
 
 
 def judge(
@@ -76,6 +80,25 @@ def period(value: Any, hook: str, stage: StageExecution, *, positive: bool = Fal
     if value < timedelta() or (positive and not value):
         raise ValueError(f"{where} {value}; return a timedelta above zero")
     return value
+
+
+def unknown(error: Exception, row: Mapping[str, Any], grace: float, now: datetime) -> Outcome:
+    """The outcome for a task that this worker does not know: put off for as long as another may know it.
+
+    Args:
+        error: what it fails with in the end.
+        row: the message; its last error holds since when no worker knew the task.
+        grace: seconds from then until it fails.
+        now: the time.
+    """
+    old = row["last_error"]
+    seen = (old or {}).get(UNKNOWN) or {"since": now.isoformat(), "times": 0, "before": old}
+    left = grace - (now - datetime.fromisoformat(seen["since"])).total_seconds()
+    if left <= 0:
+        return failure(error, unmapped=True)
+    delay = min(_FIRST_DELAY * 2.0 ** min(seen["times"], 16), _LONGEST_DELAY, left)
+    told = {"details": {"error": str(error)}, UNKNOWN: {**seen, "times": seen["times"] + 1}}
+    return Outcome(Verdict.PUT_OFF, error=told, delay=delay, reason=str(error)[:LONGEST_REASON])
 
 
 def stage_time_left(stage: StageExecution, now: datetime) -> timedelta | None:

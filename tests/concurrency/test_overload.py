@@ -16,7 +16,6 @@ from sqlalchemy import func, select, text, update
 
 from stabilize_celery import StageExecution, Workflow
 from stabilize_celery import WorkflowStatus as S
-from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.messages import StartWaitingWorkflows
 from stabilize_celery.persistence.outbox import new_row
@@ -49,9 +48,7 @@ class Overload:
         self.database = database
         self.app, self.stabilize = make_app(broker, database)
         self.store = self.stabilize.store
-        publisher = self.stabilize.publisher
-        assert isinstance(publisher, CeleryPublisher)
-        self.relay = Relay(self.app, self.store, self.stabilize.settings, publisher)
+        self.relay = Relay(self.app, self.store, self.stabilize.settings)
 
     def depth(self, queue: str) -> int:
         return self._rabbit.queue_length(self.broker, queue)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stabilize_celery import Stabilize
 from tests.conformance import behaviours
-from tests.conformance.deployment import BROKER, DATABASE, INLINE, SETTINGS, make_app
+from tests.conformance.deployment import BROKER, DATABASE, INLINE, MORE, SETTINGS, make_app
 from tests.conformance.harness import ConformanceEngine, EmbeddedEngine, WorkersEngine
 from tests.services import PostgresService, RabbitService
 from tests.worker import WorkerProcess
@@ -21,17 +23,15 @@ Crew = tuple[Stabilize, list[WorkerProcess]]
 
 
 @contextmanager
-def _crew(
-    postgres: PostgresService, rabbit: RabbitService, template: str, folder: Path, *, inline: bool
+def crew_of(
+    postgres: PostgresService, broker: str, template: str, folder: Path, *, inline: bool = True, **conf: Any
 ) -> Iterator[Crew]:
-    """Two workers, of two processes each, with a database and a virtual host of their own."""
-    name = f"conformance_{'inline' if inline else 'plain'}_{uuid.uuid4().hex[:8]}"
+    """Two workers, of two processes each, with a database of their own."""
+    name = f"conformance_{uuid.uuid4().hex[:8]}"
     database = postgres.create_database(name, template=template)
-    broker = rabbit.add_vhost(name)
-    environment = {BROKER: broker, DATABASE: database, INLINE: str(int(inline))}
-    app, stabilize = make_app(broker, database, inline=inline)
+    environment = {BROKER: broker, DATABASE: database, INLINE: str(int(inline)), MORE: json.dumps(conf)}
+    app, stabilize = make_app(broker, database, inline=inline, **conf)
     with ExitStack() as stack:
-        stack.callback(rabbit.delete_vhost, name)
         stack.callback(postgres.drop_database, name)
         stack.callback(app.close)
         stack.callback(stabilize.close)
@@ -49,6 +49,13 @@ def _crew(
         yield stabilize, workers
 
 
+@contextmanager
+def _vhost(rabbit: RabbitService) -> Iterator[str]:
+    name = f"conformance_{uuid.uuid4().hex[:8]}"
+    yield rabbit.add_vhost(name)
+    rabbit.delete_vhost(name)
+
+
 @pytest.fixture(scope="session")
 def inline_crew(
     postgres_service: PostgresService,
@@ -58,7 +65,10 @@ def inline_crew(
 ) -> Iterator[Crew]:
     """Workers that handle follow-on messages in place."""
     folder = tmp_path_factory.mktemp("inline")
-    with _crew(postgres_service, rabbit_service, postgres_template, folder, inline=True) as crew:
+    with (
+        _vhost(rabbit_service) as broker,
+        crew_of(postgres_service, broker, postgres_template, folder) as crew,
+    ):
         yield crew
 
 
@@ -71,7 +81,10 @@ def plain_crew(
 ) -> Iterator[Crew]:
     """Workers that send every message through RabbitMQ."""
     folder = tmp_path_factory.mktemp("plain")
-    with _crew(postgres_service, rabbit_service, postgres_template, folder, inline=False) as crew:
+    with (
+        _vhost(rabbit_service) as broker,
+        crew_of(postgres_service, broker, postgres_template, folder, inline=False) as crew,
+    ):
         yield crew
 
 

@@ -56,6 +56,30 @@ def test_flask(play: Play, pool: str) -> None:
     }
 
 
+EAGER = """
+import json
+from flask_shop import app, flask_app, stabilize
+app.conf.task_always_eager = True
+stabilize.create_tables()
+client = flask_app.test_client()
+sold = client.post("/orders", data={"item": "lamp"})
+print(json.dumps([sold.status_code, client.get("/orders/1").json, len(stabilize.find())]))
+"""
+
+
+def test_flask_in_a_test_suite_that_runs_everything_in_place(tmp_path: Path) -> None:
+    """The commit of the session runs the workflow, its tasks in the app's context: no worker, no broker."""
+    environment = {
+        **os.environ,
+        # Nobody listens there.
+        "CELERY_BROKER_URL": "amqp://127.0.0.1:1//",
+        "STABILIZE_DATABASE_URL": f"sqlite:///{tmp_path / 'shop.db'}",
+        "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(ROOT)]),
+    }
+    told = run_successfully([sys.executable, "-c", EAGER], cwd=EXAMPLES, env=environment).stdout
+    assert json.loads(told) == [201, {"item": "lamp", "charge_id": "ch_1 in NOK", "status": "SUCCEEDED"}, 1]
+
+
 def test_fastapi(play: Play) -> None:
     assert play("fastapi_shop", "fastapi_story.py", pool="threads", concurrency=2) == {
         "/orders": [201, 409],

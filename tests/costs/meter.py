@@ -56,12 +56,14 @@ class Meter:
         self._engine = engine
         self._app = Celery("costs", broker="memory://", set_as_current=False)
         self._costs: Costs | None = None
+        # Asked for once in a process.
+        database = engine.store.database.identity
         publish = engine.publisher.publish
 
         def counted(outgoing: list[Any]) -> None:
             if self._costs is not None:
                 for message in outgoing:
-                    built = task_message(self._app, message)
+                    built = task_message(self._app, message, database)
                     self._costs.published += 1
                     self._costs.published_bytes += len(json.dumps([built.body, built.headers]))
             publish(outgoing)

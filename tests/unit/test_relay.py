@@ -8,7 +8,6 @@ import pytest
 from celery import Celery
 
 from stabilize_celery.clock import FakeClock
-from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.ids import new_id
@@ -33,7 +32,7 @@ def store(tmp_path):
 def relay(store):
     # Nobody listens on port 1.
     app = Celery("tests", broker="amqp://127.0.0.1:1//", set_as_current=False)
-    yield Relay(app, store, SETTINGS, CeleryPublisher(app, lambda due: None))
+    yield Relay(app, store, SETTINGS)
     app.close()
 
 

@@ -5,7 +5,7 @@ python manage.py test
 
 from __future__ import annotations
 
-from django.test import TestCase
+from django.test import TestCase, TransactionTestCase, override_settings
 
 from shop.models import Order, Stock
 from shop.stages import order_workflow
@@ -30,6 +30,18 @@ class SellTest(TestCase):
         with self.assertRaises(OutOfStockError):  # noqa: PT027
             sell("lamp", 1)
         assert Workflow.objects.count() == 0
+
+
+@override_settings(CELERY_TASK_ALWAYS_EAGER=True)
+class RunTest(TransactionTestCase):
+    """The commit runs the workflow, its tasks included, before the test goes on."""
+
+    def test_an_order_is_done(self):
+        Stock.objects.create(item="lamp", left=1)
+        order = sell("lamp", 1)
+        order.refresh_from_db()
+        assert Workflow.objects.get(id=order.workflow_id).status == "SUCCEEDED"
+        assert order.parcel == f"parcel with {order}"
 
 
 class OrderWorkflowTest(TestCase):

@@ -81,7 +81,10 @@ class _DjangoTransaction:
             raise
 
     def after_commit(self, call: Callable[[], None]) -> None:
-        transaction.on_commit(call, using=self._wrapper.alias, robust=True)
+        transaction.on_commit(call, using=self._wrapper.alias)
+
+    def is_over(self) -> bool:
+        return not self._wrapper.in_atomic_block
 
 
 class _DjangoExecutor:

@@ -48,5 +48,5 @@ def examine(engine: Stabilize, timeout: float = 2.0) -> list[Finding]:
     is_reachable = examine_broker(engine.app, engine.settings, timeout, found)
     examine_configuration(engine.app, engine.settings, found)
     if is_reachable:
-        examine_workers(engine.app, engine.settings, timeout, found)
+        examine_workers(engine.app, engine.settings, engine.store.database, timeout, found)
     return found

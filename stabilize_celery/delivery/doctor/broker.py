@@ -24,9 +24,11 @@ def examine_broker(app: Celery, settings: Settings, timeout: float, found: list[
         with app.connection_for_write(connect_timeout=timeout) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=timeout)
             _examine_kind(connection, shown, found)
-            if connection.transport.driver_type == "amqp":
-                for name in settings.queues():
+            for name in settings.queues():
+                if connection.transport.driver_type == "amqp":
                     _examine_queue(app, connection, name, found)
+                elif connection.transport.driver_type == "redis":
+                    _count_in_redis(connection, name, found)
     except Exception as error:
         found.append(
             Finding(
@@ -57,6 +59,8 @@ def _examine_kind(connection: Connection, shown: str, found: list[Finding]) -> N
                 "Workers never hear of what other processes send; the relay alone carries everything on.",
             )
         )
+    elif kind == "redis":
+        _examine_redis(connection, shown, found)
     else:
         found.append(
             Finding(
@@ -68,6 +72,40 @@ def _examine_kind(connection: Connection, shown: str, found: list[Finding]) -> N
                 "stabilize_resend_delay; no workflow is lost.",
             )
         )
+
+
+def _examine_redis(connection: Connection, shown: str, found: list[Finding]) -> None:
+    """What Redis may lose; each costs time and no workflow, because what matters is in the database."""
+    told: dict[str, Any] = connection.default_channel.client.info()  # type: ignore[attr-defined]
+    found.append(Finding("broker", Level.OK, f"{shown} answers (Redis {told.get('redis_version', '')})"))
+    policy = told.get("maxmemory_policy", "noeviction")
+    if told.get("maxmemory") and policy != "noeviction":
+        found.append(
+            Finding(
+                "broker",
+                Level.WARNING,
+                f"Redis throws away keys when its memory is full: maxmemory-policy is {policy}",
+                "maxmemory-policy noeviction",
+                "A queue is a key: all its messages are lost at once, and sent again after stabilize_resend_delay.",
+            )
+        )
+    if not told.get("aof_enabled"):
+        found.append(
+            Finding(
+                "broker",
+                Level.WARNING,
+                "Redis keeps no append-only file",
+                "appendonly yes",
+                "What waits in it is lost when it restarts, and sent again after stabilize_resend_delay. The messages of "
+                "your own tasks are lost for good.",
+            )
+        )
+
+
+def _count_in_redis(connection: Connection, name: str, found: list[Finding]) -> None:
+    """Redis does not know who consumes; the workers are asked for that."""
+    waiting = connection.default_channel._size(name)
+    found.append(Finding("broker", Level.OK, f"queue {name}: {waiting:,} messages"))
 
 
 def _examine_queue(app: Celery, connection: Connection, name: str, found: list[Finding]) -> None:

@@ -8,7 +8,9 @@ from celery import Celery
 
 from stabilize_celery.delivery.doctor.configuration import examine_settings
 from stabilize_celery.delivery.publisher import TASK_PREFIX
+from stabilize_celery.errors import StoreError
 from stabilize_celery.messages import MESSAGE_TYPES
+from stabilize_celery.persistence.database import Database
 from stabilize_celery.persistence.finding import Finding, Level
 from stabilize_celery.settings import Settings
 
@@ -17,7 +19,9 @@ RELAY = "stabilize-relay"
 _THREADS_SINCE = (5, 7)
 
 
-def examine_workers(app: Celery, settings: Settings, timeout: float, found: list[Finding]) -> None:
+def examine_workers(
+    app: Celery, settings: Settings, database: Database, timeout: float, found: list[Finding]
+) -> None:
     """Ask every worker that answers, and add what is found."""
     names = sorted(app.control.inspect(timeout=timeout).ping() or {})
     if not names:
@@ -39,12 +43,25 @@ def examine_workers(app: Celery, settings: Settings, timeout: float, found: list
     }
     ours = set(settings.queues())
     concerned = [name for name in names if consumed.get(name, set()) & ours]
+    identity = _identity_of(database)
+    for name in [name for name in concerned if _is_foreign(stats.get(name, {}), identity)]:
+        concerned.remove(name)
+        found.append(
+            Finding(
+                "workers",
+                Level.WARNING,
+                f"{name} consumes {', '.join(sorted(consumed[name] & ours))} for another database, "
+                f"{stats[name][RELAY]['database']}",
+                "give each app a virtual host of its own, or queues of its own with stabilize_queue",
+                "Each drops what it gets of the other's; that is sent again, but after stabilize_resend_delay.",
+            )
+        )
     for name in concerned:
         known = {entry.split(" ")[0] for entry in registered.get(name, ())}
         if not _examine_knowledge(name, known, consumed[name] & ours, found):
             continue
         _examine_pool(app, name, stats.get(name, {}), consumed[name], settings, found)
-    _examine_relay(stats, found)
+    _examine_relay(stats, identity, found)
     _examine_coverage(consumed, settings, found)
     confs = inspect.conf(with_defaults=True) or {}
     _examine_their_settings(
@@ -135,8 +152,24 @@ def _version() -> tuple[int, ...]:
     return tuple(int(part) for part in celery.__version__.split(".")[:2])
 
 
-def _examine_relay(stats: dict[str, Any], found: list[Finding]) -> None:
-    relays = {name: told[RELAY] for name, told in stats.items() if RELAY in told}
+def _identity_of(database: Database) -> str | None:
+    try:
+        return database.identity
+    except StoreError:
+        # Said by the look at the database already.
+        return None
+
+
+def _is_foreign(told: dict[str, Any], identity: str | None) -> bool:
+    """Whether a worker's relay says that it serves another database."""
+    return None not in (identity, theirs := told.get(RELAY, {}).get("database")) and theirs != identity
+
+
+def _examine_relay(stats: dict[str, Any], identity: str | None, found: list[Finding]) -> None:
+    relays = {
+        name: told[RELAY] for name, told in stats.items() if RELAY in told and not _is_foreign(told, identity)
+    }
+    served = "" if identity is None else f" for database {identity}"
     alive = [name for name, told in relays.items() if told.get("alive")]
     for name in sorted(set(relays) - set(alive)):
         found.append(
@@ -148,7 +181,9 @@ def _examine_relay(stats: dict[str, Any], found: list[Finding]) -> None:
         sent = sum(int(relays[name].get("sent", 0)) for name in alive)
         found.append(
             Finding(
-                "workers", Level.OK, f"a relay runs in {', '.join(sorted(alive))} ({sent:,} messages sent)"
+                "workers",
+                Level.OK,
+                f"a relay runs in {', '.join(sorted(alive))}{served} ({sent:,} messages sent)",
             )
         )
     elif not relays:
@@ -156,7 +191,7 @@ def _examine_relay(stats: dict[str, Any], found: list[Finding]) -> None:
             Finding(
                 "workers",
                 Level.ERROR,
-                "no worker runs a relay",
+                f"no worker runs a relay{served}",
                 "start at least one without --no-stabilize-relay",
                 "Delayed messages, retries and what was lost on the way are sent by nobody else.",
             )

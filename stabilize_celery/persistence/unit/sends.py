@@ -20,7 +20,7 @@ from stabilize_celery.messages import (
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence import tables
-from stabilize_celery.persistence.outbox import WAITS_IN, Outgoing, new_row, outgoing
+from stabilize_celery.persistence.outbox import WAITS_IN, Outgoing, last_failure, new_row, outgoing
 from stabilize_celery.persistence.unit.loads import Loads
 from stabilize_celery.settings import Settings
 
@@ -134,7 +134,7 @@ class Sends(Loads):
             "sends": 0 if waits_in is None else self._row["sends"],
             "lease_owner": None if waits_in is None else WAITS_IN + waits_in,
             "attempts": self._row["attempts"] - (0 if counted else 1),
-            "last_error": error or self._row["last_error"],
+            "last_error": error or (last_failure(self._row) if waits_in is None else self._row["last_error"]),
         }
         self._new_messages.append(row)
         if waits_in is None:

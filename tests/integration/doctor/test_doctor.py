@@ -88,7 +88,7 @@ def test_workers_that_are_not_well(shop: dict[str, Any], start_worker: Any, make
     said = errors(found)
     assert "solo@localhost has a solo pool" in said
     assert "other@localhost consumes stabilize but does not know the engine's messages" in said
-    assert "no worker runs a relay" in said
+    assert f"no worker runs a relay for database {engine.store.database.identity}" in said
     assert "no worker that answers consumes queue payments" in said
     reason = next(one.why for one in found if "payments" in one.what and one.level is Level.ERROR)
     assert reason == "Tasks of type charge wait there."

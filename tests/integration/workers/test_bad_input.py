@@ -160,7 +160,9 @@ def test_an_unknown_task_type_fails_its_stage_and_suggests_the_right_one(deploy:
 
     result = deployment.engine.run(flow(stage("a", "hoked")))
 
-    assert result.error("a") == "No task found for type: hoked, did you mean 'hooked'?"
+    told = result.error("a")
+    assert told.startswith("No task found for type: hoked, did you mean 'hooked'? Worker ")
+    assert told.endswith("(stabilize_imports), then restart the stage")
     assert result.status is S.TERMINAL
 
 

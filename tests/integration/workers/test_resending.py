@@ -8,7 +8,6 @@ import pytest
 from celery import Celery
 
 from stabilize_celery.clock import FakeClock
-from stabilize_celery.delivery.publisher import CeleryPublisher
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.ids import new_id
@@ -28,7 +27,7 @@ class Lossy:
         self.app = Celery("lossy", broker=broker, set_as_current=False)
         self.app.conf.task_queues = []
         self.app.amqp.queues.add("lossy")
-        self.relay = Relay(self.app, self.store, SETTINGS, CeleryPublisher(self.app, lambda due: None))
+        self.relay = Relay(self.app, self.store, SETTINGS)
         self._rabbit, self._broker = rabbit, broker
         self.add()
 

@@ -15,6 +15,11 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+
+class ProcessDiedError(BaseException):
+    """A process died, in a simulation: it goes through the engine, which does nothing about it."""
+
+
 #: Every crash point, and what is true there.
 POINTS: dict[str, str] = {
     "start.written": "a workflow and its first message are written, not committed",
@@ -43,8 +48,7 @@ def reach(point: str) -> None:
 def watching(watcher: Callable[[str], None]) -> Iterator[None]:
     """Call ``watcher`` with the name of every crash point reached within the block, in any thread.
 
-    What it raises goes through the engine like the death of the process: make it a ``BaseException`` that nobody
-    catches.
+    A :class:`ProcessDiedError` that it raises goes through the engine like the death of the process.
     """
     global _watcher  # noqa: PLW0603 - one per process, as there is one process to die
     before, _watcher = _watcher, watcher

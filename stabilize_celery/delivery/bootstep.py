@@ -8,9 +8,11 @@ import time
 from typing import Any
 
 from celery import bootsteps
+from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.worker.state import maybe_shutdown
 
 from stabilize_celery.delivery.relay import Relay
+from stabilize_celery.delivery.stopping import BodyStop
 from stabilize_celery.errors import StabilizeError
 from stabilize_celery.observe.tracing import Tracer
 from stabilize_celery.persistence.database import is_unavailable
@@ -51,6 +53,7 @@ class RelayStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, stabilize_relay: bool = True, **kwargs: Any) -> None:
         self._wanted = stabilize_relay
         self._relay: Relay | None = None
+        self._bodies: BodyStop | None = None
         super().__init__(worker, **kwargs)
 
     def start(self, worker: Any) -> None:
@@ -65,11 +68,15 @@ class RelayStep(bootsteps.StartStopStep):
         except StabilizeError as error:
             logger.critical("stabilize_celery cannot start: %s", error)
             raise SystemExit(1) from None
+        if not isinstance(worker.pool, PreforkPool):
+            self._bodies = BodyStop(engine, worker)
         if self._wanted:
             self._relay = worker.stabilize_relay = Relay(worker.app, engine.store, engine.settings)
             self._relay.start()
 
     def stop(self, worker: Any) -> None:
+        if self._bodies is not None:
+            self._bodies.stop_if_cold()
         if self._relay is not None:
             self._relay.stop()
 

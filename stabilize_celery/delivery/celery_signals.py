@@ -99,22 +99,11 @@ def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, 
         begun.hand_back(queue, _seconds_until(retval.when), cause, retries, retries=retries)
     elif isinstance(retval, Reject) and retval.requeue:
         begun.hand_back(queue, 0.0, retval, None)
-    elif isinstance(retval, SystemExit | KeyboardInterrupt) and _is_being_ended():
+    elif isinstance(retval, BaseException) and state in (None, states.FAILURE) and begun.is_end(retval):
         begun.let_go()
     else:
         ignored = bool(task.ignore_result)
         begun.finish(lambda: conclude(begun.stage, state, retval, ignored))
-
-
-def _is_being_ended() -> bool:
-    """Whether this pool process was told to end, so that an exit is not the task's own."""
-    try:
-        from billiard.common import terminate_handler_fired
-    except ImportError:
-        from billiard import common
-
-        return bool(common._should_have_exited[0])
-    return bool(terminate_handler_fired())
 
 
 def _queue_of(request: Any) -> str:
@@ -223,6 +212,9 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
     received = _received.get(request.id)
     message_id = _message_id(request)
     if received is None or message_id is None:
+        return
+    if not received.task.acks_late:
+        # A cold shutdown: its process has handed it back, and no broker sends it again.
         return
     queue = _queue_of(request)
     error = WorkerLostError(str(reason or "the worker lost its connection to the broker"))

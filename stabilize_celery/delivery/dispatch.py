@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from stabilize_celery.crash_points import reach
@@ -32,10 +32,13 @@ from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.redaction import redact
 from stabilize_celery.tasks.outcome import Attempt
+from stabilize_celery.worker.ending import ENDING
 from stabilize_celery.worker.execution import TaskWorker
 from stabilize_celery.worker.leases import LeaseKeeper
 
 logger = discreet_logger(__name__)
+#: Seconds in which a worker that is being ended stops taking messages, and says why it ended a process.
+HAND_BACK_DELAY = 0.5
 
 
 def burial_reason(message_id: str) -> str:
@@ -84,7 +87,13 @@ class Dispatcher:
         self._hiding = hiding(settings.redact_keys)
         self.keeper = LeaseKeeper(store, settings.lease, settings.heartbeat, settings.task_kill_grace)
         self.worker = TaskWorker(
-            store, surroundings.registry, settings, self.keeper, self._settle, surroundings.worker
+            store,
+            surroundings.registry,
+            settings,
+            self.keeper,
+            self._settle,
+            self.hand_back,
+            surroundings.worker,
         )
 
     # ------------------------------------------------------------------ sending
@@ -108,9 +117,10 @@ class Dispatcher:
     def process(self, message_id: str, message_type: str) -> bool:
         """Handle a message of either kind; returns whether there was anything to do."""
         cls = MESSAGE_TYPES.get(message_type)
-        if cls is not None and cls.runs_user_code:
-            return self.run(message_id)
-        return self.handle(message_id)
+        with ENDING.held():
+            if cls is not None and cls.runs_user_code:
+                return self.run(message_id)
+            return self.handle(message_id)
 
     def run(self, message_id: str) -> bool:
         """Run the user code of a message."""
@@ -157,6 +167,17 @@ class Dispatcher:
                 # The result is recorded; the relay sends what follows of it.
                 logger.warning("message %s is handled later: %s", local, error)
         return True
+
+    def hand_back(
+        self, message_id: str, token: int, *, after: float = HAND_BACK_DELAY, counted: bool = False
+    ) -> None:
+        """Let another worker make an attempt, in ``after`` seconds, because the process that makes it is ended.
+
+        The relays are left to send it: what this process sent might come to its own worker, which is ending too.
+        Until then the lease is kept, so that the main process can still say that something else ended the attempt.
+        """
+        if self.store.hand_back(message_id, token, after, counted=counted):
+            self.publisher.wake(self.store.now() + timedelta(seconds=after))
 
     def _transact_safely(
         self,

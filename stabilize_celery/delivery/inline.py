@@ -14,6 +14,7 @@ from stabilize_celery.delivery.dispatch import Dispatcher
 from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.outbox import Outgoing
 from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.worker.ending import ENDING
 
 logger = discreet_logger(__name__)
 _LONGEST_WAIT = 1.0
@@ -119,7 +120,8 @@ class EmbeddedProcessor:
         found = self._next()
         if found is None:
             return False
-        self.dispatcher.process(*found)
+        with ENDING.interruptible():
+            self.dispatcher.process(*found)
         return True
 
     def drain(self, timeout: float | None = None, until: Callable[[], bool] | None = None) -> int:
@@ -158,7 +160,8 @@ class EmbeddedProcessor:
 
     def _start(self, found: tuple[str, str]) -> None:
         if self._pool is None:
-            self.dispatcher.process(*found)
+            with ENDING.interruptible():
+                self.dispatcher.process(*found)
             return
         with self.publisher.changed:
             self._busy += 1

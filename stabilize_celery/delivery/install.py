@@ -15,6 +15,7 @@ from stabilize_celery.delivery.bootstep import RelayStep
 from stabilize_celery.delivery.entrypoints import register_entrypoints
 from stabilize_celery.delivery.metrics_step import MetricsStep
 from stabilize_celery.delivery.publisher import TASK_PREFIX
+from stabilize_celery.delivery.stopping import enter_pool_process
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.observe.logs import add_filter
 from stabilize_celery.settings import PREFIX, Settings
@@ -153,3 +154,4 @@ def _mark_pool_child(**_: Any) -> None:
     """In a pool child of its own a task that does not stop can be ended with its process."""
     for engine in list(_engines.values()):
         engine.enter_pool_child()
+    enter_pool_process()

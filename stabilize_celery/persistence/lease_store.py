@@ -112,6 +112,24 @@ class LeaseStore(BaseStore):
                     held[message_id] = row["cancel"]
         return held
 
+    def hand_back(self, message_id: str, token: int, delay: float, *, counted: bool = False) -> bool:
+        """End a lease in ``delay`` seconds; returns false if it is not held any more.
+
+        Args:
+            message_id: the row.
+            token: the fencing token of the lease.
+            delay: in seconds; one that ends sooner does so.
+            counted: the attempt counts.
+        """
+        parameters = {
+            "message_id": message_id,
+            "token": token,
+            "lease_end": self.now() + timedelta(seconds=delay),
+            "uncounted": 0 if counted else 1,
+        }
+        with self.database.alone() as connection:
+            return row_of(connection, message_queries.hand_back, parameters) is not None
+
 
 def _stage_and_workflow(row: dict[str, Any]) -> tuple[StageExecution, Workflow]:
     return rows.stage_from_row(row), rows.workflow_from_row(queries.whole_header_of(row))

@@ -183,6 +183,23 @@ renew_lease = (
     .returning(messages.c.cancel)
 )
 
+#: End a lease early, if it is still ours; an attempt that was ended with its process does not count.
+hand_back = (
+    update(messages)
+    .where(
+        messages.c.id == bindparam("message_id"),
+        messages.c.claims == bindparam("token"),
+        messages.c.lease_owner.is_not(None),
+    )
+    .values(
+        send_at=case(
+            (messages.c.send_at < bindparam("lease_end"), messages.c.send_at), else_=bindparam("lease_end")
+        ),
+        attempts=messages.c.attempts - bindparam("uncounted"),
+    )
+    .returning(messages.c.id)
+)
+
 #: What the relay has to send, oldest first.
 read_due = (
     select(*messages.c)

@@ -28,6 +28,8 @@ class Verdict(Enum):
     CANCELED = "canceled"
     #: The message is stale.
     DROP = "drop"
+    #: Its process is being ended: the attempt does not count, and another worker makes it.
+    HANDED_BACK = "handed back"
 
 
 @dataclass(frozen=True)

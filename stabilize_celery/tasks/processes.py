@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Literal
 
-from stabilize_celery.tasks.run import current_run
+from stabilize_celery.tasks.run import HandBackError, current_run
 
 #: Seconds between SIGTERM and SIGKILL; also how long output may stay open after the command itself has ended.
 GRACE_SECONDS = 5.0
@@ -29,6 +29,10 @@ _POLL_SECONDS = 0.02
 _CHUNK = 65536
 #: Reads of one chunk that empty the largest pipe an unprivileged process can have (1 MiB).
 _PIPE_CHUNKS = 17
+#: Exit codes of a command that was told to end, and of a shell whose command was.
+_ENDED = {code for s in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) for code in (-s, 128 + s)}
+#: Seconds within which this process hears of it too.
+_SIGN = 0.5
 
 Ending = Literal["exit", "timeout", "interrupt"]
 
@@ -95,6 +99,7 @@ def run_group(
 
     Raises:
         OSError: it could not be started.
+        HandBackError: it was ended together with this worker, by what ends all processes of a service.
     """
     _guard.ready()
     pipe = subprocess.PIPE
@@ -110,12 +115,16 @@ def run_group(
         group = _Group(process, selector, time.monotonic() + timeout, max_output_size)
         try:
             _guard.tell("+", process.pid)
-            return group.run(wake)
+            result = group.run(wake)
         finally:
             # Also on an exception that was raised in this thread from outside.
             group.signal(signal.SIGKILL)
             process.wait()
             _guard.tell("-", process.pid)
+    run = current_run()
+    if result.ended == "exit" and result.exit_code in _ENDED and run is not None and run.is_ending(_SIGN):
+        raise HandBackError(f"ended by signal together with its worker (exit code {result.exit_code})")
+    return result
 
 
 def nameless_file(content: bytes) -> IO[bytes]:

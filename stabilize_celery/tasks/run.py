@@ -15,6 +15,10 @@ from stabilize_celery.clock import Clock
 logger = logging.getLogger(__name__)
 
 
+class HandBackError(BaseException):
+    """This attempt is handed back: what it did was ended together with its worker.  It does not count."""
+
+
 @dataclass
 class TaskRun:
     """One attempt at a task, seen from inside.
@@ -35,6 +39,8 @@ class TaskRun:
     clock: Clock = field(default_factory=Clock, repr=False)
     #: Bytes of JSON that the outputs of its stage may have.
     output_limit: int | None = None
+    #: Whether this process turns out to be ending within so many seconds.
+    is_ending: Callable[[float], bool] = field(default=lambda _seconds: False, repr=False)
     _callbacks: list[Callable[[], None]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
 
+from stabilize_celery.crash_points import ProcessDiedError
 from stabilize_celery.delivery.inline import EmbeddedProcessor
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.tasks.interface import Task
@@ -16,8 +17,8 @@ from stabilize_celery.tasks.result import TaskResult
 MOST_MESSAGES = 20_000
 
 
-class WorkerDiedError(KeyboardInterrupt):
-    """The process died.  Derived from KeyboardInterrupt, which the engine never takes for a failure of a task."""
+class WorkerDiedError(ProcessDiedError):
+    """The process died."""
 
 
 class LostWorker:

@@ -14,6 +14,7 @@ from stabilize_celery.persistence.outbox import message_of
 from stabilize_celery.tasks.outcome import Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun
+from stabilize_celery.worker.ending import ENDING
 from stabilize_celery.worker.execution import TaskWorker, _Attempt
 from stabilize_celery.worker.handover import OWN_RETRIES, handed_back, own_retries
 from stabilize_celery.worker.judge import stage_time_left
@@ -21,8 +22,6 @@ from stabilize_celery.worker.leases import Lease
 
 #: Between looks at a message whose last attempt is about to be reported.
 _PAUSE = 0.02
-#: Seconds for the worker's main process to say why it ended a process.
-_LAST_WORD = 2.0
 
 
 def begin(
@@ -86,6 +85,10 @@ class BegunTask(_Attempt):
         """1 for the first attempt."""
         return self._number
 
+    def is_end(self, error: BaseException) -> bool:
+        """Whether it did not end by itself, but because the process does."""
+        return self.lease.stopped or (ENDING.is_end(error) and ENDING.limit_exceeded(error) is None)
+
     def finish(self, call: Callable[[], TaskResult]) -> None:
         """It ended; ``call`` gives its result or raises its error."""
         outcome = self._redacted(self._outcome(call))
@@ -109,10 +112,10 @@ class BegunTask(_Attempt):
         self._finish(outcome)
 
     def let_go(self) -> None:
-        """The process is being ended: who ends it may still say why, otherwise it is begun again soon."""
+        """The process is being ended, which is no attempt: it is begun again soon, by another."""
+        self._span.ended(Outcome(Verdict.HANDED_BACK))
         self._kept.close()
-        soon = min(max(_LAST_WORD, self._settings.heartbeat), self._settings.lease)
-        self._worker.store.heartbeat({self._row["id"]: int(self._row["claims"])}, soon)
+        self._worker.hand_back(self._row["id"], self._row["claims"])
 
     def _end(self) -> None:
         self._finish(self._outcome(lambda: self._timed_out("exceeded its stage's stageTimeoutMs")))

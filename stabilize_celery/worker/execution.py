@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from stabilize_celery.clock import check_seconds
-from stabilize_celery.crash_points import reach
+from stabilize_celery.crash_points import ProcessDiedError, reach
 from stabilize_celery.errors import (
     MAX_STORED_ERROR_BYTES,
     InvalidOutputError,
@@ -45,7 +45,8 @@ from stabilize_celery.tasks.options import redactor_of
 from stabilize_celery.tasks.outcome import LONGEST_REASON, Attempt, Outcome, Verdict
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult
-from stabilize_celery.tasks.run import TaskRun, running
+from stabilize_celery.tasks.run import HandBackError, TaskRun, running
+from stabilize_celery.worker.ending import ENDING
 from stabilize_celery.worker.handover import launched, own_retries, publish
 from stabilize_celery.worker.judge import failure, judge, period, running_time, stage_time_left, unknown
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
@@ -54,6 +55,8 @@ logger = discreet_logger(__name__)
 
 #: Records an outcome: message id, fencing token, attempt; false if the lease was lost.
 Settle = Callable[[str, int, Attempt], bool]
+#: Lets another worker make an attempt: message id, fencing token.
+HandBack = Callable[[str, int], None]
 #: Results a task may not return: it cannot put itself into these states.
 _IMPOSSIBLE = (S.NOT_STARTED, S.PAUSED, S.BUFFERED)
 #: Keys of a stage's context under which the engine keeps an error.
@@ -63,7 +66,7 @@ _LARGEST_ERROR = 25 * MAX_STORED_ERROR_BYTES
 
 
 class TaskWorker:
-    """Claims tasks, calls their code, and hands the outcome to ``settle``."""
+    """Claims tasks, calls their code, and gives the outcome to ``settle``, or the attempt to ``hand_back``."""
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class TaskWorker:
         settings: Settings,
         keeper: LeaseKeeper,
         settle: Settle,
+        hand_back: HandBack,
         owner: str,
     ) -> None:
         self.store = store
@@ -79,6 +83,7 @@ class TaskWorker:
         self.settings = settings
         self.keeper = keeper
         self.settle = settle
+        self.hand_back = hand_back
         self.owner = owner
         #: Seconds that a task this worker does not know is put off; ``None`` where there are no other workers.
         self.unknown_grace: Callable[[], float | None] = lambda: None
@@ -160,6 +165,8 @@ class _Attempt:
         self._number: int = claimed.row["attempts"]
         #: Once it has been made, which runs code of the user's.
         self._implementation: Task | None = None
+        #: What the user's code was left with because its process is being ended.
+        self._ended_by: BaseException | None = None
 
     @property
     def stage(self) -> StageExecution:
@@ -179,8 +186,14 @@ class _Attempt:
             outcome = self._call()
         if outcome is not None:
             self._finish(outcome)
+        if not isinstance(self._ended_by, Exception | HandBackError | None):
+            raise self._ended_by
 
     def _finish(self, outcome: Outcome) -> bool:
+        if outcome.verdict is Verdict.HANDED_BACK:
+            logger.warning("message %s is handed back: its worker is being ended", self._row["id"])
+            self._worker.hand_back(self._row["id"], self._row["claims"])
+            return True
         outcome = self._redacted(outcome)
         attempt = Attempt(
             outcome,
@@ -263,12 +276,15 @@ class _Attempt:
             int(self._row["claims"]),
             clock=self._worker.store.clock,
             output_limit=self._settings.max_output_bytes,
+            is_ending=ENDING.awaited,
         )
         # What comes before the call, such as the constructor of the task, has the time of a call.
         lease = Lease(self._row["id"], run.fencing_token, run, math.inf, lambda: self._expire(lease))
         lease.limit_to(self._settings.task_time_limit)
         with self._worker.keeper.keep(lease), self._inside(run, stage, task) as span:
             outcome = self._redacted(self._outcome(lambda: self._execute(lease)))
+            if lease.stopped:
+                outcome = Outcome(Verdict.HANDED_BACK)
             span.ended(None if lease.expired else outcome)
         return None if lease.expired else outcome
 
@@ -365,7 +381,8 @@ class _Attempt:
     def _outcome(self, call: Callable[[], Any]) -> Outcome:
         """What comes of code of the user's: whatever it raises is the failure of this task, with its own text."""
         try:
-            result = call()
+            with ENDING.released():
+                result = call()
             if isinstance(result, Outcome):
                 return self._checked(result)
             if not isinstance(result, TaskResult):
@@ -374,10 +391,22 @@ class _Attempt:
                     f"{called} of task {self._task.name} returned {type(result).__name__}; return a TaskResult"
                 )
             return self._checked(self._returned(result))
-        except KeyboardInterrupt:
+        except ProcessDiedError:
             raise
         except BaseException as error:
-            return self._raised(error)
+            return self._cut_short(error) or self._raised(error)
+
+    def _cut_short(self, error: BaseException) -> Outcome | None:
+        """The outcome of a body that was ended by its pool; ``None`` if the error is its own."""
+        is_end = ENDING.is_end(error)
+        if is_end:
+            self._ended_by = error
+        limit = ENDING.limit_exceeded(error)
+        if limit is not None:
+            return failure(
+                TaskTimeoutError(f"Task exceeded {limit}", task_name=self._task.name), unmapped=True
+            )
+        return Outcome(Verdict.HANDED_BACK) if is_end else None
 
     def _returned(self, result: TaskResult) -> Outcome:
         target: Any = result.target_stage_ref_id
@@ -421,7 +450,7 @@ class _Attempt:
                     Verdict.RETRY, error=described, delay=delay, context_update=update, reason=reason
                 )
                 return self._checked(retry)
-            except KeyboardInterrupt:
+            except ProcessDiedError:
                 raise
             except BaseException as problem:
                 # It asks for a delay that is none, or its hook raised.

@@ -36,6 +36,8 @@ class Lease:
     #: Seconds that were given to it.
     limit: float = math.inf
     expired: bool = False
+    #: Its process is being ended: the attempt is handed back, whatever its code returns.
+    stopped: bool = False
     #: ``ask`` or ``kill`` when its work is not wanted any more, ``lost`` when it is somebody else's.
     verdict: str | None = None
     #: When the process is to be ended if the task has not come back by then.
@@ -106,6 +108,16 @@ class LeaseKeeper:
             lease.limit_to(seconds)
             if lease.deadline < self._wakes_at:
                 self._condition.notify()
+
+    def stop(self, grace: float) -> list[Lease]:
+        """Tell all tasks to stop because the process is being ended; returns those that have not within ``grace``."""
+        with self._condition:
+            leases = list(self._leases.values())
+        for lease in leases:
+            lease.stopped = True
+            lease.run.interrupt()
+        end = time.monotonic() + grace
+        return [x for x in leases if not x.done.wait(max(0.0, end - time.monotonic())) and not x.expired]
 
     def _work(self) -> None:
         next_beat = time.monotonic() + self._heartbeat

@@ -33,6 +33,7 @@ from stabilize_celery import (
     current_run,
 )
 from stabilize_celery import WorkflowStatus as S
+from stabilize_celery.crash_points import ProcessDiedError
 from stabilize_celery.dag.branches import recount
 from stabilize_celery.models import ids
 from stabilize_celery.persistence import tables
@@ -211,7 +212,7 @@ class Machine:
             ready.rotate(-self.plan.order[self.steps % len(self.plan.order)])
         try:
             handled = self.engine.processor.step()
-        except KeyboardInterrupt:
+        except ProcessDiedError:
             handled = True
         assert not self.errors, self.errors
         self._check_permits()
@@ -474,7 +475,7 @@ class Scripted(Task):
             machine.clock.advance(LEASE + 1)
             machine.interleave(3)
         elif kind == "crash":
-            raise KeyboardInterrupt
+            raise ProcessDiedError
         elif kind == "raise":
             raise PermanentError("broken")
         elif kind == "transient":

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from stabilize_celery.clock import FakeClock
+from stabilize_celery.crash_points import ProcessDiedError
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.testing.simulation.watch import Watch
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
@@ -14,8 +15,8 @@ from stabilize_celery.worker.leases import Lease, LeaseKeeper
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Killed(KeyboardInterrupt):
-    """A process died.  Derived from KeyboardInterrupt, which the engine never takes for a failure of a task."""
+class Killed(ProcessDiedError):
+    """A process died."""
 
 
 class SimulatedClock(FakeClock):

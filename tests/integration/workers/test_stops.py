@@ -1,0 +1,213 @@
+"""Every way of stopping a worker: what it was doing is handed back, does not count, and goes on elsewhere at once.
+
+The combinations that run by default meet each pool, each way and each kind of body in pairs; ``STOPS=all`` runs all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from stabilize_celery import Workflow, WorkflowRun
+from stabilize_celery import WorkflowStatus as S
+from tests.integration.workers import stops_app
+from tests.integration.workers.stops_app import notes
+from tests.worker import WorkerProcess, wait_until
+
+POOLS = ("prefork", "threads", "solo")
+BODIES = ("function", "deaf", "shell", "python", "celery", "celery_late")
+#: Three times the second or two that another worker takes.
+SOON = 6.0
+
+
+class Place:
+    """A deployment for one stop: the worker that is stopped, and the one that goes on."""
+
+    def __init__(self, broker: str, database: str, folder: Path, start: Callable[..., WorkerProcess]) -> None:
+        self.folder = folder
+        self.broker, self.database = broker, database
+        self._start = start
+        self.app, self.stabilize = stops_app.make_app(broker, database)
+
+    def worker(self, pool: str, **options: Any) -> WorkerProcess:
+        env = {
+            stops_app.BROKER: self.broker,
+            stops_app.DATABASE: self.database,
+            stops_app.FOLDER: str(self.folder),
+            stops_app.MORE: json.dumps(options.pop("conf", {})),
+            **options.pop("env", {}),
+        }
+        queues = ("celery", "stabilize", "stabilize.tasks")
+        options.setdefault("concurrency", 1)
+        return self._start(
+            "tests.integration.workers.stops_app", pool=pool, queues=queues, env=env, **options
+        )
+
+    def start(self, kind: str) -> WorkflowRun:
+        return self.stabilize.start(Workflow.create("stops", kind, [stops_app.body(kind, self.folder)]))
+
+    def begun(self, count: int = 1, within: float = 30) -> list[dict[str, Any]]:
+        """Wait until bodies were begun so often."""
+        wait_until(lambda: len(notes(self.folder, "begun")) >= count, within, f"beginning {count}")
+        return notes(self.folder, "begun")
+
+    def open(self) -> None:
+        (self.folder / "gate").touch()
+
+    def close(self) -> None:
+        self.open()
+        self.stabilize.close()
+        self.app.close()
+
+
+@pytest.fixture
+def place(
+    broker_url: str, postgres_url: str, tmp_path: Path, start_worker: Callable[..., WorkerProcess]
+) -> Iterator[Place]:
+    made = Place(broker_url, postgres_url, tmp_path, start_worker)
+    yield made
+    made.close()
+
+
+# ---------------------------------------------------------------------- ways of stopping
+
+
+def tree(worker: WorkerProcess) -> list[psutil.Process]:
+    main = psutil.Process(worker.pid)
+    return [main, *main.children(recursive=True)]
+
+
+def control_group(worker: WorkerProcess, number: int = signal.SIGTERM) -> None:
+    """What systemd does with ``KillMode=control-group``: every process, those of commands too."""
+    for process in tree(worker):
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def group(worker: WorkerProcess) -> None:
+    os.killpg(worker.pid, signal.SIGTERM)
+
+
+def term(worker: WorkerProcess) -> None:
+    worker.kill(signal.SIGTERM)
+
+
+def term_one(worker: WorkerProcess) -> None:
+    for pid in worker.pool_pids():
+        os.kill(pid, signal.SIGTERM)
+
+
+def quit_(worker: WorkerProcess) -> None:
+    worker.kill(signal.SIGQUIT)
+
+
+def interrupt(worker: WorkerProcess) -> None:
+    os.killpg(worker.pid, signal.SIGINT)
+
+
+def interrupt_twice(worker: WorkerProcess) -> None:
+    interrupt(worker)
+    worker.wait_log("Hitting Ctrl\\+C again")
+    time.sleep(0.3)  # A terminal does not send both at the same moment.
+    interrupt(worker)
+
+
+WAYS: dict[str, Callable[[WorkerProcess], None]] = {
+    "term": term,
+    "group": group,
+    "control-group": control_group,
+    "one-process": term_one,
+    "quit": quit_,
+    "interrupt": interrupt,
+    "interrupt-twice": interrupt_twice,
+    "remapped": control_group,
+    "soft": quit_,
+}
+#: The worker waits for its tasks.
+WARM = {"term", "interrupt"}
+
+
+def waits(pool: str, kind: str, way: str) -> bool:
+    """Whether the worker lets the body end by itself."""
+    if way in WARM:
+        return True
+    commands = kind in ("shell", "python")
+    return pool != "prefork" and (way == "group" or (way == "control-group" and not commands))
+
+
+def possible(pool: str, kind: str, way: str) -> bool:
+    if way == "one-process":
+        return pool == "prefork"
+    # The worker waits for it, for an hour.
+    return not (kind == "deaf" and waits(pool, kind, way))
+
+
+CASES = [case for case in itertools.product(POOLS, BODIES, WAYS) if possible(*case)]
+
+
+def pairwise(cases: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A few that together hold every pair of values that any of them holds; always the same."""
+    left = {pair for case in cases for pair in itertools.combinations(enumerate(case), 2)}
+    chosen = []
+    while left:
+        best = max(cases, key=lambda case: len(left & set(itertools.combinations(enumerate(case), 2))))
+        chosen.append(best)
+        left -= set(itertools.combinations(enumerate(best), 2))
+    return chosen
+
+
+def chosen() -> list[tuple[str, ...]]:
+    if os.environ.get("STOPS") == "all":
+        return CASES
+    # Of the pairs, those of a pool and a way, and of a way and a kind of body, decide; sixteen hold most of them.
+    return pairwise(CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pool", "kind", "way"), chosen())
+def test_a_stop(place: Place, pool: str, kind: str, way: str) -> None:
+    env = {"REMAP_SIGTERM": "SIGQUIT"} if way == "remapped" else {}
+    conf = {"worker_soft_shutdown_timeout": 0.5} if way == "soft" else {}
+    workers = [place.worker(pool, env=env, conf=conf, wait=False) for _ in range(2)]
+    for worker in workers:
+        worker.wait_ready(60)
+    run = place.start(kind)
+    pid = place.begun()[0]["pid"]
+    (first,) = [worker for worker in workers if pid in {process.pid for process in tree(worker)}]
+    before = tree(first)
+
+    WAYS[way](first)
+    if waits(pool, kind, way):
+        first.wait_log("Warm shutdown")
+        place.open()
+        assert first.wait(20) == 0
+    else:
+        place.begun(2, within=SOON)
+        if way != "one-process":
+            first.wait(20)
+            wait_until(lambda: not any(map(alive, before)), 10, "the end of what it had started")
+        place.open()
+
+    assert run.wait(timeout=20) is S.SUCCEEDED
+    assert run.workflow().stages[0].tasks[0].attempts == 1
+    begun = place.begun()
+    assert len(begun) == (1 if waits(pool, kind, way) else 2)
+    assert {entry.get("attempt", 1) for entry in begun} <= {0, 1}
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -27,7 +27,9 @@ def notes(folder: Path, name: str) -> list[dict[str, Any]]:
     """The lines of a file."""
     path = folder / name
     lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    found = [json.loads(line) for line in lines]
+    # Commands write nothing but the number.
+    return [{"pid": each} if isinstance(each, int) else each for each in found]
 
 
 def work(folder: str, attempt: int, *, deaf: bool = False) -> dict[str, Any]:
@@ -81,12 +83,12 @@ def body(kind: str, folder: Path) -> StageExecution:
     """A stage with a body of that kind."""
     gate, begun = str(folder / "gate"), str(folder / "begun")
     if kind == "shell":
-        command = f"echo '{{{{\"pid\": '$$'}}}}' >> {begun}; while [ ! -e {gate} ]; do sleep 0.05; done"
+        command = f"echo $$ >> {begun}; while [ ! -e {gate} ]; do sleep 0.05; done"
         return StageExecution.single("a", "shell", {"command": command})
     if kind == "python":
         script = (
             "import os, time\n"
-            f"open({begun!r}, 'a').write('{{\"pid\": %d}}\\n' % os.getpid())\n"
+            f"open({begun!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
             f"while not os.path.exists({gate!r}): time.sleep(0.02)"
         )
         return StageExecution.single("a", "python", {"script": script})

@@ -191,7 +191,7 @@ def test_a_stop(place: Place, pool: str, kind: str, way: str) -> None:
     if waits(pool, kind, way):
         first.wait_log("Warm shutdown")
         place.open()
-        assert first.wait(20) == 0
+        assert first.wait(20) in (0, 1)  # Celery's own: 1 after Ctrl-C.
     else:
         place.begun(2, within=SOON)
         if way != "one-process":

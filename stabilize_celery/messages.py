@@ -259,6 +259,13 @@ class ExpireSuspension(TaskLevel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpireStage(StageLevel):
+    """A stage may take no longer; one is sent for each start of a stage with a limit, and again after a pause."""
+
+    gate: ClassVar[Gate] = Gate.EXCLUSIVE
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartWaitingWorkflows(Message):
     """Slots of a configuration may be free: start waiting executions."""
 

@@ -6,7 +6,13 @@ from stabilize_celery.context.sources import exported_sources
 from stabilize_celery.dag.outcome import Child, has_failed, phase_ended, stage_outcome
 from stabilize_celery.handlers.base import Handler, find_stage
 from stabilize_celery.handlers.branches import stage_ended
-from stabilize_celery.handlers.lifecycle import send_hooks, transition
+from stabilize_celery.handlers.lifecycle import (
+    PLANNING_FAILED,
+    TIMED_OUT,
+    clear_timers,
+    send_hooks,
+    transition,
+)
 from stabilize_celery.handlers.planning import PlanningFailedError, begin_phase, planning_failed
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteStage
@@ -40,10 +46,9 @@ class CompleteStageHandler(Handler[CompleteStage]):
         finish_stage(unit, stage, status, _reason(stage, status, children))
 
     def _assess(self, stage: StageExecution, children: list[Child]) -> tuple[S, bool]:
-        unplanned = bool(
-            stage.context.get("beforeStagePlanningFailed") or stage.context.get("afterStagePlanningFailed")
-        )
-        return stage_outcome(stage, children, unplanned), has_failed(stage.tasks, children, unplanned)
+        keys = (PLANNING_FAILED[Phase.BEFORE], PLANNING_FAILED[Phase.AFTER], TIMED_OUT)
+        failed = any(stage.context.get(key) for key in keys)
+        return stage_outcome(stage, children, failed), has_failed(stage.tasks, children, failed)
 
     def _begins(self, unit: Unit, stage: StageExecution, phase: Phase) -> bool:
         try:
@@ -83,6 +88,7 @@ def children_of(unit: Unit, stage: StageExecution) -> list[Child]:
 def finish_stage(unit: Unit, stage: StageExecution, status: S, reason: str = "") -> None:
     """Give a stage its final status; what it saw and produced is there for the stages after it."""
     transition(unit, stage, status, reason, end_time=unit.now)
+    clear_timers(unit, stage)
     seen = exported_sources(stage)
     if seen != stage.sources:
         unit.change(stage, sources=seen)

@@ -10,6 +10,7 @@ from stabilize_celery.dag.topology import topological_order
 from stabilize_celery.handlers.base import Handler, find_task
 from stabilize_celery.handlers.branches import resume_progress, stage_ended
 from stabilize_celery.handlers.lifecycle import (
+    clear_timers,
     finish_task,
     remove_children,
     reset_stage,
@@ -34,7 +35,7 @@ class JumpToStageHandler(Handler[JumpToStage]):
 
     def handle(self, message: JumpToStage, unit: Unit) -> None:
         found = find_task(message, unit)
-        if found is None or found[0].status is not S.RUNNING:
+        if found is None or found[0].status is not S.RUNNING or found[1].status.is_complete:
             return
         source, task = found
         workflow = unit.whole(message.workflow_id)
@@ -106,6 +107,7 @@ class JumpToStageHandler(Handler[JumpToStage]):
                 finish_task(unit, source, task, S.SKIPPED, reason)
         if source is outer:
             transition(unit, source, S.SUCCEEDED, reason, end_time=unit.now)
+            clear_timers(unit, source)
             unit.change(source, sources=exported_sources(source))
             send_hooks(unit, source, "on_cleanup", source.tasks)
             return
@@ -132,6 +134,7 @@ class JumpToStageHandler(Handler[JumpToStage]):
             elif task.status is S.NOT_STARTED:
                 finish_task(unit, source, task, S.SKIPPED, error)
         transition(unit, source, S.TERMINAL, error, end_time=unit.now)
+        clear_timers(unit, source)
         send_hooks(unit, source, "on_cleanup", source.tasks)
         stage_ended(unit, source)
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.handlers.unit import Unit
-from stabilize_celery.messages import CancelWorkflow, RunHook, RunTask, SignalStage, StartWaitingWorkflows
-from stabilize_celery.models.stage import Phase, StageExecution
+from stabilize_celery.messages import (
+    CancelWorkflow,
+    ExpireStage,
+    RunHook,
+    RunTask,
+    SignalStage,
+    StartWaitingWorkflows,
+)
+from stabilize_celery.models.stage import DEADLINE_KEY, Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.status import validate_transition
 from stabilize_celery.models.task import TaskExecution
@@ -29,6 +37,9 @@ PLANNING_FAILED = {
     Phase.ON_FAILURE: "onFailureStagePlanningFailed",
 }
 
+#: In a stage's context: it took longer than it may.
+TIMED_OUT = "stageTimedOut"
+
 #: What an earlier pass of the workflow leaves in a stage's context that must not meet a later one.
 PASS_KEYS = (
     "exception",
@@ -41,6 +52,8 @@ PASS_KEYS = (
     "_sub_workflow_id",
     SKIP_KEY,
     CANCELED_BY,
+    TIMED_OUT,
+    DEADLINE_KEY,
 )
 
 
@@ -124,6 +137,18 @@ def update_context(
     if changes or any(key in stage.context for key in drop):
         kept = {key: value for key, value in stage.context.items() if key not in drop}
         unit.change(stage, context={**kept, **changes})
+
+
+def set_deadline(unit: Unit, stage: StageExecution, deadline: datetime) -> None:
+    """A stage may take until then, and a message stands for it."""
+    update_context(unit, stage, {DEADLINE_KEY: deadline.isoformat()})
+    unit.send(ExpireStage(**stage_ids(stage)), delay=max(0.001, (deadline - unit.now).total_seconds()))
+
+
+def clear_timers(unit: Unit, stage: StageExecution) -> None:
+    """A stage has ended: nothing is left of the messages that stand for its time limits."""
+    if stage.deadline is not None or any(task.waits_until is not None for task in stage.tasks):
+        unit.stop_running(stage, force=False)
 
 
 def send_hooks(unit: Unit, stage: StageExecution, hook: str, tasks: list[TaskExecution]) -> None:

@@ -12,7 +12,7 @@ from stabilize_celery.handlers.complete_stage import CompleteStageHandler
 from stabilize_celery.handlers.complete_task import CompleteTaskHandler
 from stabilize_celery.handlers.complete_workflow import CompleteWorkflowHandler
 from stabilize_celery.handlers.continue_parent_stage import ContinueParentStageHandler
-from stabilize_celery.handlers.expire_suspension import ExpireSuspensionHandler
+from stabilize_celery.handlers.expire_suspension import ExpireStageHandler, ExpireSuspensionHandler
 from stabilize_celery.handlers.invalid import (
     InvalidStageIdHandler,
     InvalidTaskIdHandler,
@@ -53,6 +53,7 @@ ALL_HANDLERS: tuple[type[Handler[Any]], ...] = (
     JumpToStageHandler,
     SignalStageHandler,
     ExpireSuspensionHandler,
+    ExpireStageHandler,
     StartWaitingWorkflowsHandler,
     RunHookHandler,
     InvalidWorkflowIdHandler,

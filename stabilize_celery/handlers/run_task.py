@@ -150,6 +150,9 @@ class RunTaskHandler(Handler[RunTask]):
         task.suspensions += 1
         limit = result.suspend_timeout
         task.waits_until = None if limit is None else unit.now + timedelta(seconds=limit)
+        if stage.execution.status is S.PAUSED:
+            # Its time begins when the workflow goes on.
+            task.paused_at = unit.now
         transition(unit, stage, S.SUSPENDED, "waits for a signal", task=task)
         transition(unit, stage, S.SUSPENDED, "waits for a signal")
         kept = unit.next_signal(stage)

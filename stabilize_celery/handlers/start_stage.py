@@ -6,7 +6,7 @@ from stabilize_celery.context.sources import merge_sources
 from stabilize_celery.dag.enabled import enabling_condition
 from stabilize_celery.errors import ExpressionError, InvalidWorkflowError
 from stabilize_celery.handlers.base import Handler, find_stage, stage_ids
-from stabilize_celery.handlers.lifecycle import SKIP_KEY, transition, update_context
+from stabilize_celery.handlers.lifecycle import SKIP_KEY, set_deadline, transition, update_context
 from stabilize_celery.handlers.planning import (
     PlanningFailedError,
     begin_phase,
@@ -58,6 +58,8 @@ def begin(unit: Unit, stage: StageExecution) -> None:
     """The stage runs from now on."""
     if stage.status is S.NOT_STARTED:
         transition(unit, stage, S.RUNNING, start_time=unit.now, released=False)
+        if (limit := stage.time_limit) is not None:
+            set_deadline(unit, stage, unit.now + limit)
 
 
 def start_work(unit: Unit, stage: StageExecution) -> None:

@@ -159,6 +159,12 @@ class Unit(Protocol):
     def stop_running(self, stage: StageExecution, *, force: bool) -> None:
         """Tell whoever runs a task of the stage that it is not wanted any more, and drop what is queued for it."""
 
+    def is_at_work(self, stage: StageExecution) -> bool:
+        """Whether a worker runs a task of the stage, as far as its lease tells."""
+
+    def drop_timers(self, workflow: Workflow) -> None:
+        """Forget the messages that stand for time limits of its stages and suspensions."""
+
     # -- signals and slots
 
     def keep_signal(self, stage: StageExecution, name: str, data: dict[str, Any], user: str) -> None:

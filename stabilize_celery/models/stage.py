@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,13 @@ from stabilize_celery.models.task import TaskExecution
 
 if TYPE_CHECKING:
     from stabilize_celery.models.workflow import Workflow
+
+
+#: In a stage's own context: milliseconds it may take, and when that is over.
+TIME_LIMIT_KEY = "stageTimeoutMs"
+DEADLINE_KEY = "_deadline"
+#: Milliseconds: a limit of more than a hundred years is none.
+_ENDLESS = 100 * 365.25 * 24 * 3600 * 1000
 
 
 class SyntheticStageOwner(Enum):
@@ -292,6 +299,20 @@ class StageExecution:
         """The task after ``task``: list order is execution order."""
         index = next(i for i, other in enumerate(self.tasks) if other.id == task.id)
         return self.tasks[index + 1] if index + 1 < len(self.tasks) else None
+
+    @property
+    def time_limit(self) -> timedelta | None:
+        """``stageTimeoutMs`` of its own context: how long it may take from its start, pauses of the workflow excepted."""
+        milliseconds = self.own_context.get(TIME_LIMIT_KEY)
+        if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
+            return None
+        return timedelta(milliseconds=max(0, milliseconds)) if milliseconds < _ENDLESS else None
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When its time is over; ``None`` without a limit, or before it has started.  A pause puts it off."""
+        said = self.own_context.get(DEADLINE_KEY)
+        return datetime.fromisoformat(said) if isinstance(said, str) else None
 
     @property
     def ends_workflow(self) -> bool:

@@ -238,7 +238,7 @@ class _Examination:
             self.causes["sub-workflow"] += 1
         elif task.waits_until is None:
             self.causes["waits for a signal"] += 1
-        elif "ExpireSuspension" in sent:
+        elif "ExpireSuspension" in sent or self.workflow.status is S.PAUSED:
             self.causes["waits for a signal, with a time limit"] += 1
         else:
             left = (task.waits_until - self.standing.now).total_seconds()

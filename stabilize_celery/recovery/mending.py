@@ -8,6 +8,7 @@ from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.handlers.branches import resume_progress, start_all, wake_paused
 from stabilize_celery.handlers.lifecycle import (
     PLANNING_FAILED,
+    TIMED_OUT,
     active_tasks,
     cancel_stage,
     give_back_slot,
@@ -74,7 +75,7 @@ def next_message(stage: StageExecution) -> Message:
     phase = current_phase(stage)
     waiting = next((task for task in stage.tasks if task.status is S.NOT_STARTED), None)
     begun = any(task.status is not S.NOT_STARTED for task in stage.tasks)
-    if any(stage.own_context.get(key) for key in PLANNING_FAILED.values()):
+    if any(stage.own_context.get(key) for key in (*PLANNING_FAILED.values(), TIMED_OUT)):
         return CompleteStage(**ids)
     if phase is Phase.BEFORE and not begun:
         return ContinueParentStage(**ids, phase=Phase.BEFORE)

@@ -58,5 +58,5 @@ class ApprovalTask(Task):
         task = stage.task_by_id(run.task_id) if run is not None else None
         if options.timeout is None or run is None or task is None or task.start_time is None:
             return options.timeout
-        left = task.start_time + timedelta(seconds=options.timeout) - run.now()
+        left = task.start_time + timedelta(seconds=options.timeout + task.paused_seconds) - run.now()
         return max(0.0, left.total_seconds())

@@ -46,6 +46,7 @@ ENGINE_KEYS = frozenset(
         "stageEnabled",
         "manualSkip",
         "stageTimeoutMs",
+        "stageTimedOut",
         "beforeStagePlanningFailed",
         "exception",
         "error",

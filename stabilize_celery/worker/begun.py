@@ -71,6 +71,7 @@ class BegunTask(_Attempt):
         )
         left = stage_time_left(stage, self._worker.store.now())
         deadline = math.inf if left is None else time.monotonic() + left.total_seconds()
+        self._by_stage = left is not None
         self.lease = Lease(self._row["id"], run.fencing_token, run, deadline, self._end)
         self._kept = ExitStack()
         self._kept.enter_context(self._worker.keeper.keep(self.lease))

@@ -128,15 +128,11 @@ class TaskWorker:
         return outcome
 
     def limit(self, task: Task, stage: StageExecution) -> timedelta:
-        """How long one call may take."""
+        """How long one call may take, whatever is left of its stage's time."""
         own = task.get_execution_timeout(stage)
-        limits = [timedelta(seconds=self.settings.task_time_limit)]
         if own is not None:
-            limits = [period(own, "get_execution_timeout", stage, positive=True)]
-        left = stage_time_left(stage, self.store.now())
-        if left is not None:
-            limits.append(left)
-        return min(limits)
+            return period(own, "get_execution_timeout", stage, positive=True)
+        return timedelta(seconds=self.settings.task_time_limit)
 
     def backoff(self, attempt: int) -> float:
         """Seconds until the next attempt: 1, 2, 4 ... with jitter."""
@@ -165,6 +161,8 @@ class _Attempt:
         self._number: int = claimed.row["attempts"]
         #: Once it has been made, which runs code of the user's.
         self._implementation: Task | None = None
+        #: The time limit that counts is that of the stage, to whose failures its policy applies.
+        self._by_stage = False
         #: What the user's code was left with because its process is being ended.
         self._ended_by: BaseException | None = None
 
@@ -304,7 +302,14 @@ class _Attempt:
         late = self._too_late()
         if late is not None:
             return late
-        self._worker.keeper.limit(lease, self._worker.limit(implementation, stage).total_seconds())
+        limit, left = (
+            self._worker.limit(implementation, stage),
+            stage_time_left(stage, self._worker.store.now()),
+        )
+        self._by_stage = left is not None and left < limit
+        self._worker.keeper.limit(
+            lease, (left if left is not None and left < limit else limit).total_seconds()
+        )
         if lease.expired:
             # Its hooks took all the time there was; that is settled already.
             return TaskResult.running()
@@ -331,6 +336,7 @@ class _Attempt:
         left = stage_time_left(stage, now)
         implementation = self._resolved()
         if left is not None and left <= timedelta():
+            self._by_stage = True
             return self._timed_out("exceeded its stage's stageTimeoutMs")
         if isinstance(implementation, RetryableTask):
             total = period(implementation.get_dynamic_timeout(stage), "get_dynamic_timeout", stage)
@@ -352,9 +358,9 @@ class _Attempt:
             except Exception as problem:
                 # Both are told: what its hook raised is why nothing took the place of the failure.
                 problem.__cause__ = problem.__cause__ or error
-                return self._logged(failure(problem, unmapped=True))
+                return self._logged(failure(problem, unmapped=not self._by_stage))
         if replacement is None:
-            return failure(error, unmapped=True)
+            return failure(error, unmapped=not self._by_stage)
         outcome = self._returned(replacement)
         return outcome if outcome.error else replace(outcome, reason=f"on_timeout after {what}")
 

@@ -103,15 +103,7 @@ def unknown(error: Exception, row: Mapping[str, Any], grace: float, now: datetim
 
 def stage_time_left(stage: StageExecution, now: datetime) -> timedelta | None:
     """What is left of ``stageTimeoutMs``; ``None`` without one."""
-    milliseconds = stage.own_context.get("stageTimeoutMs")
-    if (
-        not isinstance(milliseconds, (int, float))
-        or isinstance(milliseconds, bool)
-        or stage.start_time is None
-    ):
-        return None
-    paused = sum(task.paused_seconds for task in stage.tasks)
-    return timedelta(milliseconds=milliseconds) - (now - stage.start_time) + timedelta(seconds=paused)
+    return None if stage.deadline is None else stage.deadline - now
 
 
 def running_time(task: TaskExecution, now: datetime) -> timedelta:

@@ -112,6 +112,7 @@ MESSAGES = [
     "CompleteTask",
     "CompleteWorkflow",
     "ContinueParentStage",
+    "ExpireStage",
     "ExpireSuspension",
     "InvalidStageId",
     "InvalidTaskId",

@@ -6,7 +6,7 @@ from collections import deque
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import Connection, delete, select, update
 
 from stabilize_celery.messages import (
     CompleteStage,
@@ -19,13 +19,15 @@ from stabilize_celery.messages import (
 )
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import tables
 from stabilize_celery.persistence.outbox import WAITS_IN, Outgoing, last_failure, new_row, outgoing
 from stabilize_celery.persistence.unit.loads import Loads
 from stabilize_celery.settings import Settings
 
 #: Messages that make no sense any more once their stage has ended or begun anew.
-_TASK_MESSAGES = ("RunTask", "ExpireSuspension")
+_TIMERS = ("ExpireSuspension", "ExpireStage")
+_TASK_MESSAGES = ("RunTask", *_TIMERS)
 
 
 class Sends(Loads):
@@ -146,6 +148,28 @@ class Sends(Loads):
             for task in stage.tasks:
                 task.claims = max(task.claims, claims.get(task.id, 0))
             self.change(stage, tasks=stage.tasks)
+
+    def is_at_work(self, stage: StageExecution) -> bool:
+        messages = tables.messages
+        leased = select(messages.c.id).where(
+            messages.c.workflow_id == stage.execution.id,
+            messages.c.stage_id == stage.id,
+            messages.c.type == "RunTask",
+            messages.c.lease_owner.is_not(None),
+            ~messages.c.lease_owner.startswith(WAITS_IN),
+            messages.c.send_at > self.now,
+        )
+        return self.connection.execute(leased).first() is not None
+
+    def drop_timers(self, workflow: Workflow) -> None:
+        self._new_messages = [
+            row
+            for row in self._new_messages
+            if row["type"] not in _TIMERS or row["workflow_id"] != workflow.id
+        ]
+        messages = tables.messages
+        timers = (messages.c.workflow_id == workflow.id) & messages.c.type.in_(_TIMERS)
+        self.connection.execute(delete(messages).where(timers))
 
     def _stop(self, stage_ids: list[str], *, force: bool) -> dict[str, int]:
         """Tell whoever works for these stages; returns the last fencing token of each task that was under way."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from stabilize_celery.dag.branches import recount
 from stabilize_celery.handlers.pause_workflow import PAUSED_WITH
-from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.status import can_transition
 from stabilize_celery.models.workflow import Workflow
@@ -166,6 +166,9 @@ def _is_orphan(workflow: Workflow, evidence: Evidence) -> bool:
 
 
 def _why_stuck(stage: StageExecution, workflow: Workflow, evidence: Evidence) -> Iterator[str]:
+    limits = [stage.deadline, *(task.waits_until for task in stage.tasks if task.status is S.SUSPENDED)]
+    if workflow.status is S.RUNNING and any(limits) and Phase.ON_FAILURE.value not in stage.planned:
+        yield f"nothing keeps the time limit of stage {stage.name}"
     if stage.status is S.SUSPENDED:
         inner = evidence.by_id.get(stage.own_context.get("_sub_workflow_id", ""))
         if inner is not None and inner.status.is_complete:

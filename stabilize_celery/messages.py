@@ -225,9 +225,12 @@ class ResumeWorkflow(WorkflowLevel):
 class RestartStage(StageLevel):
     """Run a stage again, and everything downstream of it."""
 
+    version: ClassVar[int] = 2
     gate: ClassVar[Gate] = Gate.EXCLUSIVE
     user: str = ""
     pipeline_config_id: str | None = None
+    #: The sub-workflow that failed it was repaired since: the stage takes its result instead of starting another.
+    sub_workflow_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stabilize_celery.errors import ConfigurationError, InvalidWorkflowError, StoreError, TransientError
 from stabilize_celery.files import workflow_from_dict
+from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.database import is_unavailable, patiently
@@ -90,9 +92,17 @@ class Nesting:
         """Start a workflow once for its key; returns its id."""
         return self._patiently(lambda: self.start(workflow, dedup_key=dedup_key).id)
 
-    def sub_workflow_result(self, workflow_id: str) -> tuple[WorkflowStatus, dict[str, Any], dict[str, str]]:
-        """Status, merged outputs, and errors by stage."""
+    def sub_workflow_result(
+        self, workflow_id: str, stage: StageExecution
+    ) -> tuple[WorkflowStatus, dict[str, Any], dict[str, str]]:
+        """Status, merged outputs, and errors by stage; from now on this pass of ``stage`` is told of its end."""
         workflow = self._patiently(lambda: self.store.retrieve(workflow_id))
+        parent = workflow.parent
+        if parent is not None and parent.stage_id == stage.id and parent.generation < stage.generation:
+            adopted = replace(parent, generation=stage.generation)
+            self._patiently(lambda: self.store.adopt(workflow_id, adopted))
+            # It may have ended before it could know that.
+            workflow = self._patiently(lambda: self.store.retrieve(workflow_id))
         return workflow.status, merged_outputs(workflow), stage_errors(workflow)
 
     def _read_instances(self, stage_id: str) -> Sequence[tuple[WorkflowStatus, dict[str, Any]]]:

@@ -11,6 +11,7 @@ from stabilize_celery.handlers.lifecycle import (
     TIMED_OUT,
     clear_timers,
     send_hooks,
+    sub_workflow_repaired,
     transition,
 )
 from stabilize_celery.handlers.planning import PlanningFailedError, begin_phase, planning_failed
@@ -94,3 +95,10 @@ def finish_stage(unit: Unit, stage: StageExecution, status: S, reason: str = "")
         unit.change(stage, sources=seen)
     send_hooks(unit, stage, "on_cleanup", stage.tasks)
     stage_ended(unit, stage)
+    if (
+        stage.status.is_halt
+        and "sub_workflow_id" in stage.context
+        and (kept := unit.next_signal(stage)) is not None
+    ):
+        # The sub-workflow was repaired while its failure was on its way through this stage.
+        sub_workflow_repaired(unit, stage, kept[1])

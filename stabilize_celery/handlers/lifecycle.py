@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import (
     CancelWorkflow,
     ExpireStage,
+    RestartStage,
     RunHook,
     RunTask,
     SignalStage,
@@ -23,6 +25,9 @@ from stabilize_celery.models.workflow import Workflow
 
 #: The signal a sub-workflow sends when it ends.
 SUB_WORKFLOW_ENDED = "_sub_workflow_ended"
+
+#: In a stage's context: the sub-workflow that its task waits for.
+SUB_WORKFLOW_KEY = "_sub_workflow_id"
 
 #: In a stage's context: who wants it skipped when its turn comes.
 SKIP_KEY = "_skip_requested"
@@ -49,7 +54,10 @@ PASS_KEYS = (
     "_signal_data",
     "_signal_user",
     "jump_error",
-    "_sub_workflow_id",
+    "sub_workflow_id",
+    "sub_workflow_status",
+    "sub_workflow_outputs",
+    SUB_WORKFLOW_KEY,
     SKIP_KEY,
     CANCELED_BY,
     TIMED_OUT,
@@ -227,6 +235,33 @@ def reset_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | Non
     )
 
 
+def sub_workflow_repaired(unit: Unit, stage: StageExecution, told: Mapping[str, Any]) -> bool:
+    """A sub-workflow has ended whose earlier end failed this stage, by now ended: if it succeeds this time, so may the stage.
+
+    Returns:
+        Whether the stage is restarted; it then takes the result of the same sub-workflow.
+    """
+    child = told.get("workflow_id")
+    failed = stage.status in (S.TERMINAL, S.STOPPED) and stage.context.get("sub_workflow_id") == child
+    # Of a synthetic stage nothing would be left: a restart plans others in its place.
+    if (
+        not failed
+        or stage.is_synthetic
+        or told.get("status") != S.SUCCEEDED.name
+        or stage.execution.is_canceled
+    ):
+        return False
+    unit.send(
+        RestartStage(
+            **stage_ids(stage),
+            user="system",
+            pipeline_config_id=stage.execution.pipeline_config_id,
+            sub_workflow_id=child,
+        )
+    )
+    return True
+
+
 def end_workflow(
     unit: Unit, workflow: Workflow, status: S, reason: str = "", actor: str | None = None
 ) -> None:
@@ -235,12 +270,14 @@ def end_workflow(
         transition(unit, workflow, S.RUNNING, "to be ended", actor=actor)
     transition(unit, workflow, status, reason, actor=actor, end_time=unit.now)
     give_back_slot(unit, workflow)
-    if workflow.parent is not None:
+    # Read under its lock: a stage that begins again with this workflow says so in its row.
+    parent = None if workflow.parent is None else unit.waiting_task(workflow)
+    if parent is not None:
         unit.send(
             SignalStage(
-                workflow_id=workflow.parent.workflow_id,
-                stage_id=workflow.parent.stage_id,
-                generation=workflow.parent.generation,
+                workflow_id=parent.workflow_id,
+                stage_id=parent.stage_id,
+                generation=parent.generation,
                 signal_name=SUB_WORKFLOW_ENDED,
                 signal_data={"workflow_id": workflow.id, "status": status.name},
                 persistent=True,

@@ -7,10 +7,12 @@ from stabilize_celery.handlers.base import Handler, find_stage, refused
 from stabilize_celery.handlers.branches import accept_failures, resume_progress
 from stabilize_celery.handlers.lifecycle import (
     CANCELED_BY,
+    SUB_WORKFLOW_KEY,
     remove_children,
     reset_stage,
     revive_workflow,
     transition,
+    update_context,
 )
 from stabilize_celery.handlers.slots import admit
 from stabilize_celery.handlers.unit import Unit
@@ -46,13 +48,9 @@ class RestartStageHandler(Handler[RestartStage]):
             if each.ref_id in region and (each.status is not S.NOT_STARTED or each.generation):
                 remove_children(unit, each, reason, actor)
                 reset_stage(unit, each, reason, actor)
-        unit.change(
-            stage,
-            context={
-                **stage.context,
-                "restartDetails": {"restartedBy": message.user, "restartTime": unit.now.isoformat()},
-            },
-        )
+        kept = {SUB_WORKFLOW_KEY: message.sub_workflow_id} if message.sub_workflow_id is not None else {}
+        details = {"restartedBy": message.user, "restartTime": unit.now.isoformat()}
+        update_context(unit, stage, {"restartDetails": details, **kept})
         # What else has failed would end it before the restarted stage has run.
         accept_failures(unit, workflow)
         if workflow.status.is_complete:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_stage
+from stabilize_celery.handlers.lifecycle import SUB_WORKFLOW_ENDED, sub_workflow_repaired
 from stabilize_celery.handlers.run_task import resume_with_signal
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import SignalStage
@@ -21,6 +22,9 @@ class SignalStageHandler(Handler[SignalStage]):
         suspended = next((task for task in stage.tasks if task.status is S.SUSPENDED), None)
         if stage.status is S.SUSPENDED and suspended is not None:
             resume_with_signal(unit, stage, suspended, message.signal_name, message.signal_data, message.user)
+            return
+        repaired = message.signal_name == SUB_WORKFLOW_ENDED and stage.status.is_complete
+        if repaired and sub_workflow_repaired(unit, stage, message.signal_data):
             return
         ended = stage.status.is_complete or stage.execution.status.is_complete
         if message.persistent and not ended:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from stabilize_celery.messages import Message
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.workflow import ParentTask, Workflow
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
 from stabilize_celery.tasks.outcome import Attempt
@@ -92,6 +92,9 @@ class Unit(Protocol):
 
     def inner_workflows(self, stage: StageExecution) -> list[str]:
         """The ids of the workflows that tasks of a stage started and that have not ended."""
+
+    def waiting_task(self, workflow: Workflow) -> ParentTask | None:
+        """The task that waits for a workflow by now, read under the lock of the workflow's row."""
 
     def outer_is_paused(self, workflow: Workflow) -> bool:
         """Whether the workflow whose task started this one is paused now; read, not locked."""

@@ -11,6 +11,11 @@ read_inner = select(workflows.c.id, workflows.c.parent).where(
     workflows.c.parent_workflow_id == bindparam("workflow_id"), workflows.c.end_time.is_(None)
 )
 
+#: The task that waits for a workflow, the workflow locked.
+lock_parent = (
+    select(workflows.c.parent).where(workflows.c.id == bindparam("workflow_id")).with_for_update(of=workflows)
+)
+
 #: How the workflow stands whose task started another.
 read_outer = select(workflows.c.status).where(workflows.c.id == bindparam("workflow_id"))
 

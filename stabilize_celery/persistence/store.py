@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
@@ -15,8 +16,8 @@ from stabilize_celery.errors import WorkflowNotFoundError, WorkflowStateError
 from stabilize_celery.jsonable import is_storable
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence import queries, rows
+from stabilize_celery.models.workflow import ParentTask, Workflow
+from stabilize_celery.persistence import nested, queries, rows
 from stabilize_celery.persistence.database import is_dedup_key, is_duplicate
 from stabilize_celery.persistence.handover_store import HandOverStore
 from stabilize_celery.persistence.joining import Executor
@@ -119,6 +120,14 @@ class WorkflowStore(MessageStore, HandOverStore):
         if found is None:
             raise self._unknown(workflow_id)
         return rows.workflow_from_row(dict(found._mapping))
+
+    def adopt(self, workflow_id: str, parent: ParentTask) -> None:
+        """Let a later pass of the stage that started a workflow wait for it; an earlier one changes nothing."""
+        with self.database.begin() as connection:
+            found = connection.execute(nested.lock_parent, {"workflow_id": workflow_id}).scalar_one_or_none()
+            if found is not None and ParentTask(**found).generation < parent.generation:
+                changed = update(workflows).where(workflows.c.id == workflow_id)
+                connection.execute(changed.values(parent=asdict(parent)))
 
     def _possible(self, workflow_id: str) -> str:
         """Refuse what cannot be an id before the database's driver chokes on it."""

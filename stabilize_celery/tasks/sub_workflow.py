@@ -26,8 +26,10 @@ class SubWorkflows(Protocol):
     def start_sub_workflow(self, workflow: Workflow, dedup_key: str) -> str:
         """Start it once, whatever happens in between; returns its id."""
 
-    def sub_workflow_result(self, workflow_id: str) -> tuple[S, dict[str, Any], dict[str, str]]:
-        """Its status, merged outputs, and errors by stage."""
+    def sub_workflow_result(
+        self, workflow_id: str, stage: StageExecution
+    ) -> tuple[S, dict[str, Any], dict[str, str]]:
+        """Its status, merged outputs, and errors by stage; from now on this pass of ``stage`` is told of its end."""
 
 
 class SubWorkflowTask(Task):
@@ -36,7 +38,8 @@ class SubWorkflowTask(Task):
     Options of the stage's own context: ``workflow``, a definition of the form of a workflow file or the name of a
     workflow registered with ``stabilize.register_workflow``; ``inputs``, merged into the child's context;
     ``max_depth`` (10).  Outputs: ``sub_workflow_id``, ``sub_workflow_status``, ``sub_workflow_outputs``.  If the child
-    fails so does the task, with the child's errors; canceling or pausing the parent reaches the child.
+    fails so does the task, with the child's errors; a child that is restarted and then succeeds restarts the stage that
+    it failed, which takes its result.  Canceling or pausing the parent reaches the child.
     """
 
     aliases = ("subworkflow",)
@@ -48,7 +51,7 @@ class SubWorkflowTask(Task):
         child_id = stage.own_context.get(_CHILD)
         if child_id is None:
             return self._start(stage)
-        status, outputs, errors = self._engine.sub_workflow_result(child_id)
+        status, outputs, errors = self._engine.sub_workflow_result(child_id, stage)
         if not status.is_complete:
             # Some other signal woke it.
             return TaskResult.suspend()

@@ -172,3 +172,74 @@ def test_a_restart_of_another_stage_leaves_what_a_failure_canceled(engine: Confo
     assert result.stage("c").generation == 1
     assert result.stage("d").status is S.SUCCEEDED
     assert result.status is S.SUCCEEDED
+
+
+# ----------------------------------------------------------------------------------- repaired sub-workflows
+
+
+def inner_of(engine: ConformanceEngine, run: WorkflowRun) -> WorkflowRun:
+    return engine.stabilize.get(engine.result(run).stage("sub").context["sub_workflow_id"])
+
+
+def definition(file: str, *, nested: bool = False) -> dict[str, object]:
+    part = {"type": "shell", "context": {"command": f"test -e {file} && echo repaired"}}
+    if nested:
+        part = {"type": "sub_workflow", "context": {"workflow": definition(file)}}
+    return {"stages": [{"ref": "x", **part}, {"ref": "y", "type": "noop", "requires": ["x"]}]}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["child", "grandchild"])
+@pytest.mark.parametrize("fails_again", [False, True], ids=["at once", "the second time"])
+def test_a_repaired_sub_workflow_restarts_the_stage_that_it_failed(
+    engine: ConformanceEngine, nested: bool, fails_again: bool
+) -> None:
+    file = engine.gate("cause")
+    run = engine.start(
+        flow(
+            stage("sub", "sub_workflow", workflow=definition(file.path, nested=nested)),
+            stage("beside", "approval"),
+            stage("b", "see", ["sub", "beside"]),
+        )
+    )
+    engine.wait_until(run.ready, run=run)
+    engine.settle(run)
+    child = inner_of(engine, run)
+    failed = engine.stabilize.get(child.workflow().stages[0].context["sub_workflow_id"]) if nested else child
+    if fails_again:
+        failed.restart_stage("x", user="kim")
+        engine.wait_until(lambda: failed.workflow().stages[0].generation == 1 and failed.ready())
+        assert run.status is S.TERMINAL
+    file.open()
+    failed.restart_stage("x", user="kim")
+    engine.wait_until(lambda: engine.result(run).stage("sub").status is S.SUCCEEDED, run=run)
+    if engine.result(run).stage("beside").status is not S.NOT_STARTED:
+        engine.wait_status(run, "beside", "SUSPENDED")
+    run.approve("beside", user="kim")
+    result = engine.wait_final(run)
+
+    assert result.status is S.SUCCEEDED
+    assert result.stage("sub").outputs["sub_workflow_id"] == child.id, "the same one, not another"
+    assert result.stage("sub").outputs["sub_workflow_status"] == "SUCCEEDED"
+    assert "error" not in result.stage("sub").context
+    assert result.stage("b").status is S.SUCCEEDED
+    assert not engine.stabilize.audit(run.id).problems
+
+
+def test_a_sub_workflow_that_was_replaced_changes_nothing(engine: ConformanceEngine) -> None:
+    cause = engine.gate("cause")
+    run = engine.start(
+        flow(stage("sub", "sub_workflow", workflow=definition(cause.path)), stage("b", after=["sub"]))
+    )
+    engine.wait_until(run.ready, run=run)
+    engine.settle(run)
+    child = inner_of(engine, run)
+    cause.open()
+    run.restart_stage("sub", user="kim")
+    engine.wait_until(lambda: engine.result(run).stage("b").status is S.SUCCEEDED, run=run)
+    child.restart_stage("x", user="kim")
+    engine.wait_until(lambda: child.status is S.SUCCEEDED)
+    engine.settle(child)
+    result = engine.wait_final(run)
+    assert result.stage("sub").generation == 1
+    assert result.stage("sub").outputs["sub_workflow_id"] != child.id
+    assert result.status is S.SUCCEEDED

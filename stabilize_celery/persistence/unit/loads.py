@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.workflow import ParentTask, Workflow
 from stabilize_celery.persistence import nested, queries, rows
 from stabilize_celery.persistence.prepared import Rows
 from stabilize_celery.persistence.statements import row_of, rows_of
@@ -94,6 +94,10 @@ class Loads(Writes):
                 self.connection, nested.read_inner, {"workflow_id": workflow_id}
             )
         return [row["id"] for row in self._inner[workflow_id] if row["parent"]["stage_id"] == stage.id]
+
+    def waiting_task(self, workflow: Workflow) -> ParentTask | None:
+        row = row_of(self.connection, nested.lock_parent, {"workflow_id": workflow.id})
+        return None if row is None or row["parent"] is None else ParentTask(**row["parent"])
 
     def outer_is_paused(self, workflow: Workflow) -> bool:
         assert workflow.parent is not None

@@ -110,8 +110,19 @@ def _child_ended(unit: Unit, child: StageExecution) -> None:
     if parent is None or parent.status.is_complete:
         return
     unit.change(parent, open_children=max(0, parent.open_children - settled))
+    if child.status.is_continuable and not strands and child.phase is Phase.BEFORE:
+        _start_next_in_turn(unit, parent)
     if parent.open_children == 0 or child.status.is_halt:
         unit.send(ContinueParentStage(**stage_ids(parent), phase=child.phase or Phase.AFTER))
+
+
+def _start_next_in_turn(unit: Unit, parent: StageExecution) -> None:
+    """A synthetic stage that waited for any other to end may start."""
+    builder = unit.builders.find(parent.type)
+    ref = None if builder is None else builder.next_in_turn(parent)
+    following = None if ref is None else unit.stage_by_ref(parent.execution, ref)
+    if following is not None and waits(following) and _arrive(unit, following):
+        start_all(unit, [following])
 
 
 def resume_progress(unit: Unit, workflow: Workflow) -> None:

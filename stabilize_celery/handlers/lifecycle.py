@@ -236,7 +236,7 @@ def reset_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | Non
 
 
 def sub_workflow_repaired(unit: Unit, stage: StageExecution, told: Mapping[str, Any]) -> bool:
-    """A sub-workflow has ended whose earlier end failed this stage, by now ended: if it succeeds this time, so may the stage.
+    """A sub-workflow has ended once more whose failure this stage ended with: if it has succeeded, so may the stage.
 
     Returns:
         Whether the stage is restarted; it then takes the result of the same sub-workflow.

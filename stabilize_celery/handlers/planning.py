@@ -71,7 +71,8 @@ def begin_phase(unit: Unit, stage: StageExecution, phase: Phase) -> bool:
     for index, child in enumerate(children):
         child.phase = phase
         child.rank = child_rank(stage, phase, index)
-        child.upstream_count = child.open_upstreams = len(child.requisite_stage_ref_ids)
+        child.upstream_count = max(child.upstream_count, len(child.requisite_stage_ref_ids))
+        child.open_upstreams = child.upstream_count
         child.execution = stage.execution
         if phase is not Phase.BEFORE:
             # What comes after the tasks sees their outputs.

@@ -54,6 +54,9 @@ class Unit(Protocol):
     def stage(self, stage_id: str) -> StageExecution | None:
         """A stage, locked, with the head of its workflow; ``None`` if there is none."""
 
+    def stage_by_ref(self, workflow: Workflow, ref_id: str) -> StageExecution | None:
+        """A stage of a workflow by its ref_id, locked; ``None`` if there is none."""
+
     #: How many stages should be started in one transaction; ``None`` where each has a transaction of its own anyway.
     batch: int | None
 

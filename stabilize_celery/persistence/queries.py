@@ -58,6 +58,11 @@ lock_stage = (
     .with_for_update(of=stages)
 )
 
+#: The id of the stage of that ref_id.
+read_id_of_ref = select(stages.c.id).where(
+    stages.c.workflow_id == bindparam("workflow_id"), stages.c.ref_id == bindparam("ref_id")
+)
+
 #: The stages directly after one, locked in topological order.
 lock_downstream = (
     select(*stages.c)

@@ -95,10 +95,13 @@ class UnitOfWork(Sends):
             return set()
         self._flush_stages()
         stages = tables.stages
-        found = select(stages.c.ref_id).where(
-            stages.c.workflow_id == workflow.id, stages.c.ref_id.in_(chosen)
-        )
-        return set(self.connection.execute(found).scalars())
+        found: set[str] = set()
+        for some in queries.chunks(sorted(chosen)):
+            taken = select(stages.c.ref_id).where(
+                stages.c.workflow_id == workflow.id, stages.c.ref_id.in_(some)
+            )
+            found |= set(self.connection.execute(taken).scalars())
+        return found
 
     def insert_children(self, parent: StageExecution, stages: Iterable[StageExecution]) -> None:
         by_ref: dict[str, StageExecution] = {}

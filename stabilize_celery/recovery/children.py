@@ -49,11 +49,20 @@ class Family:
 
         A sibling that ended FAILED_CONTINUE may or may not let others follow: that is up to its context.
         """
+        if child.upstream_count > len(child.requisite_stage_ref_ids):
+            return child.open_upstreams != self._in_turn(child)
         before = self.before(child)
         most = sum(sibling.status not in (S.SUCCEEDED, S.SKIPPED) for sibling in before)
         least = sum(not sibling.status.is_continuable for sibling in before)
         stuck = all(sibling.status.is_complete or sibling.blocked for sibling in before)
         return stuck or not least <= child.open_upstreams <= most
+
+    def _in_turn(self, child: StageExecution) -> int:
+        """Whether a stage that waits for any of its siblings to end still does: one starts for each that has ended."""
+        phase = [c for c in self.children[child.parent_stage_id] if c.phase is child.phase]
+        at_once = sum(not c.upstream_count for c in phase)
+        ended = sum(c.status.is_complete for c in phase)
+        return int(phase.index(child) >= at_once + ended)
 
     def arrivals(self, stage: StageExecution) -> dict[str, tuple[int, bool]]:
         """For each synthetic stage that has not started: for how many it waits, and whether in vain."""
@@ -67,6 +76,9 @@ class Family:
             before = self.before(child)
             if any(b.ref_id in blocked or (b.status.is_complete and not _lets_follow(b)) for b in before):
                 blocked.add(ref)
+            if child.upstream_count > len(child.requisite_stage_ref_ids):
+                found[child.id] = (self._in_turn(child), False)
+                continue
             found[child.id] = (sum(not _lets_follow(b) for b in before), ref in blocked)
         return found
 

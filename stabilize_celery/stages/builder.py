@@ -39,6 +39,13 @@ class StageDefinitionBuilder:
     def after_stages(self, stage: StageExecution, graph: StageGraphBuilder) -> None:
         """Add stages that run after the tasks, on success."""
 
+    def next_in_turn(self, stage: StageExecution) -> str | None:
+        """A synthetic stage has ended: the ref_id of the one that waited for any of them to end, if there is one.
+
+        Such a stage is planned with an ``upstream_count`` of 1 and requires nothing.
+        """
+        return None
+
     def on_failure_stages(self, stage: StageExecution, graph: StageGraphBuilder) -> None:
         """Add stages that run on failure only; they never turn it into a success."""
 

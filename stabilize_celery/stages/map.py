@@ -8,7 +8,7 @@ from typing import Any
 from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.errors import InvalidWorkflowError
 from stabilize_celery.expressions import parse
-from stabilize_celery.models.stage import StageExecution, SyntheticStageOwner
+from stabilize_celery.models.stage import Phase, StageExecution, SyntheticStageOwner
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.stages.builder import StageDefinitionBuilder
 
@@ -23,7 +23,7 @@ class MapStageBuilder(StageDefinitionBuilder):
     - ``items``: the list, or a text that names it among what the stage sees, such as ``"files"`` or ``"result.files"``;
     - ``stage``: what to run for each, ``{"type": ..., "context": {...}, "name": ...}``; each instance finds its
       ``item`` and ``index`` in its context;
-    - ``limit``: how many run at once (all of them);
+    - ``limit``: how many run at any time (all of them); when one ends the next begins;
     - ``on_failure``: ``"stop"`` (the first failure cancels the others and fails the stage) or ``"continue"``.
 
     Outputs: ``results``, the outputs of each instance in the order of the items, ``None`` for one that failed; and
@@ -52,7 +52,6 @@ class MapStageBuilder(StageDefinitionBuilder):
             )
         goes_on = _goes_on(stage)
         name = str(template.get("name", stage.name or stage.ref_id))
-        instances: list[StageExecution] = []
         for index, item in enumerate(items):
             context = {**template.get("context", {}), **goes_on, "item": item, "index": index}
             instance = StageExecution.create_synthetic(
@@ -63,10 +62,18 @@ class MapStageBuilder(StageDefinitionBuilder):
                 context=context,
                 tasks=[TaskExecution.create(name, template["type"])],
             )
+            instance.ref_id = f"{stage.ref_id}[{index}]"
+            # Those beyond the limit wait for one that ends, whichever it is.
+            instance.upstream_count = int(index >= limit)
             graph.add(instance)
-            if index >= limit:
-                graph.connect(instances[index - limit], instance)
-            instances.append(instance)
+
+    def next_in_turn(self, stage: StageExecution) -> str | None:
+        limit = stage.own_context.get("limit")
+        planned = stage.planned.get(Phase.BEFORE.value, 0)
+        if not isinstance(limit, int) or not planned:
+            return None
+        index = limit + (planned - stage.open_children) - 1
+        return f"{stage.ref_id}[{index}]" if limit <= index < planned else None
 
 
 def _items(stage: StageExecution) -> list[Any]:

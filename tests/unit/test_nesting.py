@@ -165,3 +165,54 @@ class TestSubWorkflow:
         run = engine.run(flow(self.nested(definition)))
         assert run.status is S.TERMINAL
         assert len(engine.find()) == 1
+
+
+class TestLimitOfAMap:
+    def test_a_slow_item_holds_one_place_and_no_more(self, engine: StabilizeForTests) -> None:
+        """The first item waits; all others run in the other place, one after the other."""
+        engine.task("slow_first")(
+            lambda stage: TaskResult.suspend() if stage.context["item"] == 0 and not _go(stage) else None
+        )
+        items = StageExecution.single(
+            "m", "map", {"items": list(range(6)), "stage": {"type": "slow_first"}, "limit": 2}
+        )
+        run = engine.start(flow(items))
+        engine.drain()
+        before = {s.ref_id: s.status for s in run.workflow().stages if s.is_synthetic}
+        assert before == {"m[0]": S.SUSPENDED, **{f"m[{n}]": S.SUCCEEDED for n in range(1, 6)}}
+        assert engine.audit(run.id).problems == []
+        run.signal("m[0]", "go")
+        engine.drain()
+        assert run.status is S.SUCCEEDED
+
+    def test_items_wait_while_every_place_is_taken(self, engine: StabilizeForTests) -> None:
+        engine.task("hold")(lambda stage: None if _go(stage) else TaskResult.suspend())
+        items = StageExecution.single(
+            "m", "map", {"items": list(range(5)), "stage": {"type": "hold"}, "limit": 2}
+        )
+        run = engine.start(flow(items))
+        for turn, ended in enumerate((1, 2, 0, 4, 3)):
+            engine.drain()
+            held = {s.ref_id for s in run.workflow().stages if s.status is S.SUSPENDED}
+            assert len(held) == min(2, 5 - turn)
+            assert engine.audit(run.id).problems == []
+            run.signal(f"m[{ended}]", "go")
+        engine.drain()
+        assert run.status is S.SUCCEEDED
+
+    def test_a_failure_stops_those_that_wait(self, engine: StabilizeForTests) -> None:
+        items = StageExecution.single(
+            "m", "map", {"items": [2, 1, 4, 6], "stage": {"type": "fail_odd"}, "limit": 1}
+        )
+        run = engine.run(flow(items))
+        assert run.status is S.TERMINAL
+        assert [s.status for s in run.workflow().stages if s.is_synthetic] == [
+            S.SUCCEEDED,
+            S.TERMINAL,
+            S.CANCELED,
+            S.CANCELED,
+        ]
+
+
+def _go(stage: StageExecution) -> bool:
+    return stage.context.get("_signal_name") == "go"

@@ -131,6 +131,13 @@ class Loads(Writes):
             self._adopt_with_header(row)
         return self._stages[stage_id]
 
+    def stage_by_ref(self, workflow: Workflow, ref_id: str) -> StageExecution | None:
+        if ref_id in self._by_ref and self._by_ref[ref_id].execution.id == workflow.id:
+            return self._by_ref[ref_id]
+        self._flush_stages()
+        row = row_of(self.connection, queries.read_id_of_ref, {"workflow_id": workflow.id, "ref_id": ref_id})
+        return None if row is None else self.stage(row["id"])
+
     def _adopt_with_header(self, row: dict[str, Any]) -> StageExecution:
         workflow = self._workflows.get(row["workflow_id"])
         if workflow is None:

@@ -140,8 +140,24 @@ def every_workflow_ends_or_waits_for_a_named_reason(evidence: Evidence) -> Itera
 def _why_alone(workflow: Workflow, evidence: Evidence) -> Iterator[str]:
     if workflow.status is S.PAUSED and _is_left_paused(workflow, evidence):
         yield "the workflow it was paused with goes on"
+    if workflow.status is S.SUCCEEDED and _is_unheard(workflow, evidence):
+        yield "it was repaired, and the stage that it failed is still failed"
     if not workflow.status.is_complete and _is_orphan(workflow, evidence):
         yield "nobody waits for it any more"
+
+
+def _is_unheard(workflow: Workflow, evidence: Evidence) -> bool:
+    parent = workflow.parent
+    outer = None if parent is None else evidence.by_id.get(parent.workflow_id)
+    if parent is None or outer is None or outer.is_canceled:
+        return False
+    stage = next((stage for stage in outer.stages if stage.id == parent.stage_id), None)
+    return (
+        stage is not None
+        and stage.status in (S.TERMINAL, S.STOPPED)
+        and stage.context.get("sub_workflow_id") == workflow.id
+        and not stage.is_synthetic
+    )
 
 
 def _is_left_paused(workflow: Workflow, evidence: Evidence) -> bool:

@@ -14,9 +14,9 @@ import pytest
 
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.tasks.http import HTTPTask
-from stabilize_celery.tasks.http_network import Network
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
+from stabilize_celery.tasks.ssrf import Network
 from tests.unit.tasks.helpers import PATIENCE, stage_of
 from tests.unit.tasks.http_server import Answer, Server
 
@@ -588,3 +588,35 @@ def test_upstream_outputs_do_not_configure(server: Server):
     inherited = {"url": "http://elsewhere.invalid/", "method": "DELETE", "expected_status": 500, "body": "b"}
     assert outputs({"url": server.url}, inherited)["body"] == "ok"
     assert (server.seen[0].method, server.seen[0].body) == ("GET", b"")
+
+
+# ---------------------------------------------------------------------- what was told beside
+
+
+def test_the_body_of_a_redirect_is_not_read(server: Server):
+    def endless(handler: Any) -> None:
+        handler.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: /new\r\n\r\n")
+        while not server.over.is_set():
+            handler.wfile.write(b"x" * 1000)
+
+    server.routes |= {"/": endless, "/new": Answer(body=b"new")}
+    assert outputs({"url": server.url, "timeout": PATIENCE})["body"] == "new"
+
+
+def test_what_the_stage_knows_is_hidden_in_a_failure(server: Server):
+    server.routes["/"] = lambda handler: Answer(400, f"no {handler.path}".encode())
+    own = {"url": server.url + "/?t={api_key}", "api_key": "s3cr3t", "continue_on_failure": True}
+    result = run(own)
+    assert result.status is WorkflowStatus.FAILED_CONTINUE
+    assert result.outputs["body"] == "no /?t=***"
+    assert "s3cr3t" not in str(result)
+
+
+def test_a_placeholder_that_nothing_fills_is_warned_of(server: Server, caplog: pytest.LogCaptureFixture):
+    server.routes["/%7Bid%7D"] = Answer()
+    with caplog.at_level(logging.WARNING):
+        run({"url": server.url + "/{id}", "headers": {"X": "{me}"}, "method": "POST", "body": '{"a": {b}}'})
+    assert caplog.messages == [
+        "stage s: option 'url': nothing fills {id}",
+        "stage s: option 'headers': nothing fills {me}",
+    ]

@@ -130,7 +130,7 @@ bench-quick: $(VENV)/.installed-dev
 HISTORIES ?= 20000
 SEED ?= 100000
 simulate: $(VENV)/.installed
-	@$(BIN)/python -m stabilize_celery.testing.simulate --histories $(HISTORIES) --seed $(SEED) --jobs 2
+	@$(BIN)/python -m tests.simulation --histories $(HISTORIES) --seed $(SEED) --jobs 2
 
 CHAOS ?= --seconds 240 --workflows 200
 chaos: $(VENV)/.installed-dev

@@ -1,8 +1,7 @@
 """What users test their workflows with.
 
-``plugin`` is loaded by every pytest run and gives the fixtures ``stabilize`` (an engine in the test's process, see
-:class:`StabilizeForTests`) and ``stabilize_simulate``; ``simulate`` runs workflows under simulated faults.  The names
-below are imported when they are asked for, because of the plugin.
+``plugin`` is loaded by every pytest run and gives the fixture ``stabilize`` (an engine in the test's process, see
+:class:`StabilizeForTests`).  The names below are imported when they are asked for, because of the plugin.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from stabilize_celery.dag.branches import recount
 from stabilize_celery.models import ids
 from stabilize_celery.persistence import tables
 from stabilize_celery.tasks.outcome import Attempt
-from stabilize_celery.testing.simulation.scripted import STAGE_TYPE, TASK_TYPE, PlannedBuilder
+from tests.simulation.scripted import STAGE_TYPE, TASK_TYPE, PlannedBuilder
 
 MAX_ATTEMPTS = 3
 LEASE = 30.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stabilize_celery.testing.simulation.faults import Fault
-from stabilize_celery.testing.simulation.plan import Control, Plan
-from stabilize_celery.testing.simulation.scenario import RandomWorkflows
+from tests.simulation.faults import Fault
+from tests.simulation.plan import Control, Plan
+from tests.simulation.scenario import RandomWorkflows
 
 
 def stage(ref, scripts=(), requires=(), nested=()):

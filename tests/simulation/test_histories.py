@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from stabilize_celery.testing import simulate
-from stabilize_celery.testing.simulation.generate import random_plan
-from stabilize_celery.testing.simulation.run import failure_of, only, play_many, play_seeds, told_story
-from stabilize_celery.testing.simulation.scenario import RandomWorkflows
+from tests.simulation.__main__ import main
+from tests.simulation.generate import random_plan
+from tests.simulation.run import failure_of, only, play_many, play_seeds, told_story
+from tests.simulation.scenario import RandomWorkflows
 from tests.simulation.seeds import CI_SEEDS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
@@ -33,8 +36,8 @@ def test_a_seed_is_the_same_history_each_time():
 
 
 def test_a_seed_is_the_same_history_in_another_process():
-    command = [sys.executable, "-m", "stabilize_celery.testing.simulate", "--seed", "3", "--story"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    command = [sys.executable, "-m", "tests.simulation", "--seed", "3", "--story"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, cwd=ROOT)
     assert told.stdout == f"{told_story(3).story}\n\nevery invariant held\n"
 
 
@@ -67,7 +70,7 @@ def test_histories_are_of_every_kind():
 def test_histories_of_a_broken_engine_are_told_as_short_as_they_can_be(monkeypatch, capsys):
     """Stages that end without a word: one of them, alone and without any fault, shows it."""
     forget_stages_that_end(monkeypatch)
-    status = simulate.main(["--seed", "0", "--histories", "50"])
+    status = main(["--seed", "0", "--histories", "50"])
     told = capsys.readouterr().out
     assert status == 1
     assert "breaks history_replays_to_the_state" in told
@@ -76,8 +79,8 @@ def test_histories_of_a_broken_engine_are_told_as_short_as_they_can_be(monkeypat
     assert story.count(" is committed: ") <= 5, story  # without continuation in place
     assert "!" not in story, "no fault is needed for it"
 
-    arguments = command.split("stabilize_celery.testing.simulate ")[1].split()
-    assert simulate.main(arguments) == 1
+    arguments = command.split("tests.simulation ")[1].split()
+    assert main(arguments) == 1
     again = capsys.readouterr().out
     assert "broken: history_replays_to_the_state" in again
     assert again.split("\n\nbroken")[0] in story

@@ -26,10 +26,10 @@ from stabilize_celery.persistence.tables import messages
 from stabilize_celery.persistence.unit_of_work import UnitOfWork
 from stabilize_celery.tasks.outcome import Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
-from stabilize_celery.testing.simulation.generate import random_plan
-from stabilize_celery.testing.simulation.invariants import INVARIANTS
-from stabilize_celery.testing.simulation.scenario import RandomWorkflows, engine_for
 from stabilize_celery.worker import execution
+from tests.simulation.generate import random_plan
+from tests.simulation.invariants import INVARIANTS
+from tests.simulation.scenario import RandomWorkflows, engine_for
 from tests.simulation.seeds import CI_SEEDS
 
 #: A broken engine is found out before so many histories have been played.

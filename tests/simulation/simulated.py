@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from stabilize_celery.clock import FakeClock
 from stabilize_celery.crash_points import ProcessDiedError
 from stabilize_celery.engine import Stabilize
-from stabilize_celery.testing.simulation.watch import Watch
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
+from tests.simulation.watch import Watch
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from stabilize_celery.testing.simulation.faults import random_faults
-from stabilize_celery.testing.simulation.plan import Control, Plan
+from tests.simulation.faults import random_faults
+from tests.simulation.plan import Control, Plan
 
 #: Attempts at a task in random workflows.
 MAX_ATTEMPTS = 4

@@ -1,4 +1,4 @@
-"""The simulator's command: ``python -m stabilize_celery.testing.simulate --histories 100000 --seed 7``.
+"""The simulator's command: ``python -m tests.simulation --histories 100000 --seed 7``.
 
 Each seed is one history: a random workflow, or some with a common limit, random controls, and random faults, run by the
 real engine on SQLite in memory.  A history that breaks an invariant is made as short as it can be and told; the
@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from stabilize_celery.testing.simulation.invariants import INVARIANTS
-from stabilize_celery.testing.simulation.run import failure_of, play_many, told_story
+from tests.simulation.invariants import INVARIANTS
+from tests.simulation.run import failure_of, play_many, told_story
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m stabilize_celery.testing.simulate",
+        prog="python -m tests.simulation",
         description="Run random workflows under random faults, and check after each that nothing was lost or doubled.",
         epilog="invariants:\n" + "\n".join(f"  {name}: {meaning}" for name, meaning in INVARIANTS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

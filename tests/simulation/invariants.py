@@ -1,6 +1,6 @@
 """What must hold whatever happens.
 
-Some of it is seen at once, by :class:`~stabilize_celery.testing.simulation.watch.Watch`; the rest is looked at
+Some of it is seen at once, by :class:`~tests.simulation.watch.Watch`; the rest is looked at
 here, when nothing is left to do.  :data:`INVARIANTS` names all of it.
 """
 
@@ -21,7 +21,7 @@ from stabilize_celery.models.status import can_transition
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.inspection import all_dead_letters, all_messages, slot_uses
 from stabilize_celery.persistence.store import WorkflowStore
-from stabilize_celery.testing.simulation.watch import Watch
+from tests.simulation.watch import Watch
 
 #: Every invariant, with what it means.
 INVARIANTS: dict[str, str] = {

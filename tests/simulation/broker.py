@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from stabilize_celery.clock import Clock
 from stabilize_celery.persistence.outbox import Outgoing
-from stabilize_celery.testing.simulation.faults import DELIVERY, Fault, Faults
+from tests.simulation.faults import DELIVERY, Fault, Faults
 
 _NEVER_MORE_THAN = 2000
 

@@ -22,12 +22,12 @@ from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.inspection import empty
 from stabilize_celery.persistence.outbox import Outgoing, outgoing
 from stabilize_celery.run import WorkflowRun
-from stabilize_celery.testing.simulation.broker import SimulatedBroker
-from stabilize_celery.testing.simulation.faults import Fault, Faults
-from stabilize_celery.testing.simulation.simulated import BEGIN, Killed, SimulatedClock, SimulatedKeeper
-from stabilize_celery.testing.simulation.story import Story
-from stabilize_celery.testing.simulation.telling import Teller
-from stabilize_celery.testing.simulation.watch import Violation, Watch
+from tests.simulation.broker import SimulatedBroker
+from tests.simulation.faults import Fault, Faults
+from tests.simulation.simulated import BEGIN, Killed, SimulatedClock, SimulatedKeeper
+from tests.simulation.story import Story
+from tests.simulation.telling import Teller
+from tests.simulation.watch import Violation, Watch
 
 #: Seconds that handling a message takes.
 _STEP = 0.01

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stabilize_celery.testing.simulation.faults import Fault
+from tests.simulation.faults import Fault
 
 
 @dataclass(frozen=True)

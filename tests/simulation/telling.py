@@ -9,8 +9,8 @@ from stabilize_celery.errors import WorkflowNotFoundError
 from stabilize_celery.observe import Transition
 from stabilize_celery.persistence.outbox import Outgoing
 from stabilize_celery.persistence.store import WorkflowStore
-from stabilize_celery.testing.simulation.story import Story
-from stabilize_celery.testing.simulation.watch import Watch
+from tests.simulation.story import Story
+from tests.simulation.watch import Watch
 
 
 class Teller:

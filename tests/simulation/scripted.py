@@ -15,7 +15,7 @@ from stabilize_celery.stages.builder import StageDefinitionBuilder
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import current_run
-from stabilize_celery.testing.simulation.plan import Plan
+from tests.simulation.plan import Plan
 
 TASK_TYPE, STAGE_TYPE = "scripted", "planned"
 CONFIG = "limited"

@@ -6,13 +6,13 @@ import multiprocessing
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from stabilize_celery.testing.simulation.generate import random_plan
-from stabilize_celery.testing.simulation.invariants import INVARIANTS
-from stabilize_celery.testing.simulation.plan import Plan
-from stabilize_celery.testing.simulation.scenario import Played, RandomWorkflows, Scenario
-from stabilize_celery.testing.simulation.shrink import smallest
+from tests.simulation.generate import random_plan
+from tests.simulation.invariants import INVARIANTS
+from tests.simulation.plan import Plan
+from tests.simulation.scenario import Played, RandomWorkflows, Scenario
+from tests.simulation.shrink import smallest
 
-COMMAND = "python -m stabilize_celery.testing.simulate"
+COMMAND = "python -m tests.simulation"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Failure:
 
     def __str__(self) -> str:
         return (
-            f"seed {self.seed} breaks {self.invariant} ({INVARIANTS.get(self.invariant, 'your own check')}):\n"
+            f"seed {self.seed} breaks {self.invariant} ({INVARIANTS[self.invariant]}):\n"
             f"  {self.told}\n\n{self.story}\n"
         )
 

@@ -12,10 +12,10 @@ from stabilize_celery.errors import StabilizeError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.run import WorkflowRun
-from stabilize_celery.testing.simulation.generate import MAX_ATTEMPTS
-from stabilize_celery.testing.simulation.invariants import Evidence, check_at_rest
-from stabilize_celery.testing.simulation.plan import Control, Plan
-from stabilize_celery.testing.simulation.scripted import (
+from tests.simulation.generate import MAX_ATTEMPTS
+from tests.simulation.invariants import Evidence, check_at_rest
+from tests.simulation.plan import Control, Plan
+from tests.simulation.scripted import (
     NESTED,
     TASK_TYPE,
     PlannedBuilder,
@@ -23,10 +23,10 @@ from stabilize_celery.testing.simulation.scripted import (
     nested_workflow,
     workflow_of,
 )
-from stabilize_celery.testing.simulation.simulated import SimulatedClock, SimulatedKeeper, simulated
-from stabilize_celery.testing.simulation.story import Story
-from stabilize_celery.testing.simulation.watch import Violation
-from stabilize_celery.testing.simulation.world import World
+from tests.simulation.simulated import SimulatedClock, SimulatedKeeper, simulated
+from tests.simulation.story import Story
+from tests.simulation.watch import Violation
+from tests.simulation.world import World
 
 #: Verbs that are meant for some stages alone.
 _CHOSEN: dict[str, Callable[[StageExecution], bool]] = {

@@ -33,7 +33,7 @@ from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.redaction import redact
 from stabilize_celery.tasks.outcome import Attempt
 from stabilize_celery.worker.ending import ENDING
-from stabilize_celery.worker.execution import TaskWorker
+from stabilize_celery.worker.execution import OnFailure, TaskWorker
 from stabilize_celery.worker.leases import LeaseKeeper
 
 logger = discreet_logger(__name__)
@@ -114,18 +114,24 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ handling
 
-    def process(self, message_id: str, message_type: str) -> bool:
-        """Handle a message of either kind; returns whether there was anything to do."""
+    def process(self, message_id: str, message_type: str, on_failure: OnFailure | None = None) -> bool:
+        """Handle a message of either kind; returns whether there was anything to do.
+
+        Args:
+            message_id: its row.
+            message_type: ``RunTask``, ``StartStage`` and so on.
+            on_failure: told when user code has failed, once that is recorded; without it, it is logged.
+        """
         cls = MESSAGE_TYPES.get(message_type)
         with ENDING.held():
             if cls is not None and cls.runs_user_code:
-                return self.run(message_id)
+                return self.run(message_id, on_failure)
             return self.handle(message_id)
 
-    def run(self, message_id: str) -> bool:
+    def run(self, message_id: str, on_failure: OnFailure | None = None) -> bool:
         """Run the user code of a message."""
         try:
-            return self.worker.run(message_id)
+            return self.worker.run(message_id, on_failure)
         except UnknownMessageError as error:
             self._put_back(message_id, error, claimed=True)
         except InvalidMessageError as error:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import Celery
+from celery.exceptions import TaskPredicate
+from celery.utils.serialization import get_pickleable_exception
 
 from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.publisher import DATABASE_HEADER, TASK_PREFIX
 from stabilize_celery.delivery.schedules import register_start
+from stabilize_celery.errors import error_text
 from stabilize_celery.jsonable import is_storable
 from stabilize_celery.messages import MESSAGE_TYPES, Message
 from stabilize_celery.observe.logs import seldom
+from stabilize_celery.observe.scope import SCOPE
+from stabilize_celery.worker.failures import located, stand_in
 
 if TYPE_CHECKING:
     from stabilize_celery.engine import Stabilize
@@ -40,11 +46,13 @@ def register_entrypoints(app: Celery, engine: Stabilize) -> None:
 
 
 class _EntrypointOptions:
-    """What all entrypoints share: retries, results and errors are the engine's business, not Celery's."""
+    """What all entrypoints share: retries and results are the engine's business, not Celery's."""
 
     ignore_result = True
     store_errors_even_if_ignored = False
     max_retries = 0
+    autoretry_for = ()  # whatever the app's own task class says
+    throws = ()
     trail = False
     serializer = "json"
     Strategy = "stabilize_celery.delivery.admission:strategy"
@@ -65,9 +73,14 @@ def _entrypoint(engine: Stabilize, name: str) -> Any:
         if not is_storable(message_id) or len(message_id) > 64:
             logger.warning("a %s message without a proper id was dropped: %.100r", name, message_id)
             return
-        if not engine.dispatcher.process(message_id, name):
+        failures: list[Exception] = []
+        # Called in a process that is no worker, there is nothing around it that would tell of a failure.
+        on_failure = None if task.request.called_directly else failures.append
+        if not engine.dispatcher.process(message_id, name, on_failure):
             warn_of_stray(engine, name, task.request.get(DATABASE_HEADER))
         reach("message.done")
+        for failure in failures:
+            _fail(failure)
 
     entrypoint.__name__ = name
     entrypoint.__doc__ = MESSAGE_TYPES[name].__doc__
@@ -94,3 +107,19 @@ def warn_of_stray(engine: Stabilize, what: str, database: Any) -> None:
         database,
         ours,
     )
+
+
+def _fail(failure: Exception) -> NoReturn:
+    """Raise what user code has failed with, although all is recorded: that is how Celery, and what looks at it, hears.
+
+    Celery logs it, tells ``task_failure`` and sends ``task-failed``.  Exceptions that mean something to Celery itself,
+    and those that cannot be pickled for its main process, are replaced by others of the same name.
+    """
+    scope = getattr(failure, SCOPE)
+    if isinstance(failure, TaskPredicate) or get_pickleable_exception(failure) is not failure:
+        failure = located(stand_in(failure, error_text(failure)), scope)
+    sentry = sys.modules.get("sentry_sdk")
+    if sentry is not None:
+        for name in ("workflow_id", "workflow", "stage"):
+            sentry.set_tag(name, getattr(scope, name))
+    raise failure

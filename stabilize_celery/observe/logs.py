@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
-from stabilize_celery.observe.scope import FIELDS, current_scope
+from stabilize_celery.observe.scope import FIELDS, SCOPE, current_scope
 from stabilize_celery.redaction import Redactor
 
 _REDACTOR = "_stabilize_redactor"
@@ -39,13 +39,15 @@ def seldom(what: str, interval: float = 60.0) -> bool:
 class ContextFilter(logging.Filter):
     """Gives every record the attributes of :class:`~stabilize_celery.observe.scope.Scope`; lets all of them pass.
 
-    Outside of the engine and of tasks they are empty, so that a format may name them.  What the caller of the logger
-    gave in ``extra`` stays as it is.
+    A record with an error of a task is about that task.  Outside of the engine and of tasks they are empty, so that a
+    format may name them.  What the caller of the logger gave in ``extra`` stays as it is.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add what is missing."""
-        scope = current_scope()
+        error = record.exc_info[1] if record.exc_info else None
+        # Celery tells of a failure after the engine has returned.
+        scope = getattr(error, SCOPE, None) or current_scope()
         for name in FIELDS:
             if name not in record.__dict__:
                 record.__dict__[name] = getattr(scope, name)

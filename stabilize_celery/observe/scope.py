@@ -27,6 +27,10 @@ class Scope:
     task: str = ""
     attempt: int | str = ""
 
+    def __str__(self) -> str:
+        named = f"stage {self.stage} of workflow {self.workflow} ({self.workflow_id})"
+        return f"{named}, attempt {self.attempt}" if self.stage else f"message {self.message_id}"
+
     def turn_to(self, message: Message) -> None:
         """From now on it is about that message, which has no names."""
         self.message_type = message.type
@@ -37,6 +41,8 @@ class Scope:
 
 #: Their names, as attributes of log records.
 FIELDS = tuple(field.name for field in fields(Scope))
+#: The attribute of a task's error that says where it was raised.
+SCOPE = "stabilize_scope"
 NOTHING = Scope()
 _current: ContextVar[Scope] = ContextVar("stabilize_scope", default=NOTHING)
 

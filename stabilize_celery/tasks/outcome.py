@@ -47,6 +47,8 @@ class Outcome:
     #: The failure is final whatever the stage's failure policy says of the task itself.
     unmapped: bool = False
     hand_over: HandOver | None = None
+    #: What was raised.
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
     #: It tells no secrets any more.
     clean: bool = False
 

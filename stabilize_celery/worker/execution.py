@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import time
@@ -30,8 +29,8 @@ from stabilize_celery.messages import RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.observe.logs import discreet_logger, seldom
-from stabilize_celery.observe.scope import Scope, scoped
+from stabilize_celery.observe.logs import discreet_logger, hiding, seldom
+from stabilize_celery.observe.scope import SCOPE, Scope, scoped
 from stabilize_celery.observe.tracing import NO_SPAN, RunSpan, Tracer
 from stabilize_celery.persistence.database import is_unavailable
 from stabilize_celery.persistence.lease_store import Claimed
@@ -47,6 +46,7 @@ from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import HandBackError, TaskRun, running
 from stabilize_celery.worker.ending import ENDING
+from stabilize_celery.worker.failures import failure_to_tell
 from stabilize_celery.worker.handover import launched, own_retries, publish
 from stabilize_celery.worker.judge import failure, judge, period, running_time, stage_time_left, unknown
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
@@ -57,6 +57,8 @@ logger = discreet_logger(__name__)
 Settle = Callable[[str, int, Attempt], bool]
 #: Lets another worker make an attempt: message id, fencing token.
 HandBack = Callable[[str, int], None]
+#: Told of an attempt that failed for good; where that happened is its ``stabilize_scope``.
+OnFailure = Callable[[Exception], None]
 #: Results a task may not return: it cannot put itself into these states.
 _IMPOSSIBLE = (S.NOT_STARTED, S.PAUSED, S.BUFFERED)
 #: Keys of a stage's context under which the engine keeps an error.
@@ -89,8 +91,13 @@ class TaskWorker:
         self.unknown_grace: Callable[[], float | None] = lambda: None
         self.tracer = Tracer(settings) if settings.tracing else None
 
-    def run(self, message_id: str) -> bool:
-        """Run the task of a message; returns whether there was anything to do."""
+    def run(self, message_id: str, on_failure: OnFailure | None = None) -> bool:
+        """Run the task of a message; returns whether there was anything to do.
+
+        Args:
+            message_id: its row.
+            on_failure: told of a failure once it is recorded; without it, it is logged.
+        """
         claimed = self.store.claim(message_id, self.owner, self.settings.lease)
         if claimed is None:
             return False
@@ -99,7 +106,10 @@ class TaskWorker:
         reach("task.claimed")
         with scoped(Scope(message_id)) as scope:
             scope.turn_to(message)
-            _Attempt(self, message, claimed).perform()
+            attempt = _Attempt(self, message, claimed)
+            attempt.perform()
+            if attempt.failed is not None:
+                (on_failure or self._log_failure)(attempt.failed)
         return True
 
     def unknown(self, what: str, told: str, row: Mapping[str, Any]) -> Outcome:
@@ -126,6 +136,10 @@ class TaskWorker:
                 grace,
             )
         return outcome
+
+    def _log_failure(self, failed: Exception) -> None:
+        extra = hiding(self.settings.redact_keys)
+        logger.error("%s failed", getattr(failed, SCOPE, "a task"), exc_info=failed, extra=extra)
 
     def limit(self, task: Task, stage: StageExecution) -> timedelta:
         """How long one call may take, whatever is left of its stage's time."""
@@ -159,6 +173,8 @@ class _Attempt:
             self._stage = stage_of(message.stage, worker.store.head(message.workflow_id))
         self._problem = claimed.problem
         self._number: int = claimed.row["attempts"]
+        #: How it failed, once that is recorded.
+        self.failed: Exception | None = None
         #: Once it has been made, which runs code of the user's.
         self._implementation: Task | None = None
         #: The time limit that counts is that of the stage, to whose failures its policy applies.
@@ -203,9 +219,18 @@ class _Attempt:
         )
         reach("task.returned")
         accepted = self._settle(attempt)
+        if accepted:
+            self._tell(outcome)
         if accepted and outcome.hand_over is not None:
             publish(self._worker, self._row["id"], outcome.hand_over)
         return accepted
+
+    def _tell(self, outcome: Outcome) -> None:
+        scope = self._scope()
+        if outcome.verdict is Verdict.RETRY:
+            logger.warning("%s failed and is repeated in %.3g s: %s", scope, outcome.delay, outcome.reason)
+        elif outcome.verdict is Verdict.RETURNED:
+            self.failed = failure_to_tell(outcome, scope)
 
     def _redacted(self, outcome: Outcome) -> Outcome:
         """What it says of a failure without the secrets the stage knows by now: its code may have found more."""
@@ -358,7 +383,7 @@ class _Attempt:
             except Exception as problem:
                 # Both are told: what its hook raised is why nothing took the place of the failure.
                 problem.__cause__ = problem.__cause__ or error
-                return self._logged(failure(problem, unmapped=not self._by_stage))
+                return failure(problem, unmapped=not self._by_stage)
         if replacement is None:
             return failure(error, unmapped=not self._by_stage)
         outcome = self._returned(replacement)
@@ -367,22 +392,21 @@ class _Attempt:
     @contextmanager
     def _inside(self, run: TaskRun, stage: StageExecution, task: TaskExecution) -> Iterator[RunSpan]:
         """What user code finds around itself: its run, what logs say of it, and its span."""
-        scope = Scope(
-            self._row["id"],
-            self._message.type,
-            stage.execution.id,
-            stage.execution.name,
-            stage.id,
-            stage.ref_id,
-            task.id,
-            task.implementing_class,
-            run.attempt,
-        )
         hook = self._message.hook if isinstance(self._message, RunHook) else ""
         tracer = self._worker.tracer
         traced = nullcontext(NO_SPAN) if tracer is None else tracer.run(run, stage, task, hook)
-        with running(run), scoped(scope), traced as span:
+        with running(run), scoped(self._scope()), traced as span:
             yield span
+
+    def _scope(self) -> Scope:
+        message, stage = self._message, self._stage
+        scope = Scope(self._row["id"], attempt=self._number)
+        scope.turn_to(message)
+        task = None if stage is None else stage.task_by_id(message.task_id)
+        if stage is not None and task is not None:
+            scope.workflow, scope.stage = stage.execution.name, stage.ref_id
+            scope.task = task.implementing_class
+        return scope
 
     def _outcome(self, call: Callable[[], Any]) -> Outcome:
         """What comes of code of the user's: whatever it raises is the failure of this task, with its own text."""
@@ -461,14 +485,7 @@ class _Attempt:
             except BaseException as problem:
                 # It asks for a delay that is none, or its hook raised.
                 error, described = problem, describe_error(problem, transient=False)
-        return self._logged(self._checked(failure(error, described, context=update)))
-
-    def _logged(self, outcome: Outcome) -> Outcome:
-        if logger.isEnabledFor(logging.INFO):
-            outcome = self._redacted(outcome)
-            told = (outcome.error or {})["details"]["traceback"]
-            logger.info("task %s of stage %s failed\n%s", self._task.name, self.stage.ref_id, told)
-        return outcome
+        return self._checked(failure(error, described, context=update))
 
     def _delay_after(self, error: BaseException) -> float:
         for mark in transient_marks(error):

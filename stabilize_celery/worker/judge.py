@@ -64,6 +64,7 @@ def failure(
         error=described,
         reason=error_text(error)[:LONGEST_REASON],
         unmapped=unmapped,
+        exception=error,
     )
 
 

@@ -102,6 +102,7 @@ def test_events_tell_every_stage_and_every_message(engine: Stabilize, worker: An
     run.get(timeout=60)
     with pytest.raises(WorkflowFailedError):
         engine.start(order(StageExecution.single("bad", "fail"))).get(timeout=60)
+    wait_until(lambda: listener.of("task-failed"), 30, "the failure")
     wait_until(lambda: len(listener.of("stabilize-workflow-terminal")) == 1, 30, "the last event")
     wait_until(lambda: len(listener.of("stabilize-workflow-succeeded")) == 1, 30, "the last event")
     listener.close()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         WorkflowCanceledError,
         WorkflowFailedError,
         WorkflowNotFoundError,
+        WorkflowStateError,
         WorkflowTimeoutError,
     )
     from stabilize_celery.handlers.complete_stage import CompleteStageHandler
@@ -103,6 +104,7 @@ __all__ = [
     "WorkflowFailedError",
     "WorkflowNotFoundError",
     "WorkflowRun",
+    "WorkflowStateError",
     "WorkflowStatus",
     "WorkflowTimeoutError",
     "current_run",
@@ -150,6 +152,7 @@ _HOMES = {
     "WorkflowFailedError": "stabilize_celery.errors",
     "WorkflowNotFoundError": "stabilize_celery.errors",
     "WorkflowRun": "stabilize_celery.run",
+    "WorkflowStateError": "stabilize_celery.errors",
     "WorkflowStatus": "stabilize_celery.models.status",
     "WorkflowTimeoutError": "stabilize_celery.errors",
     "current_run": "stabilize_celery.tasks.run",

@@ -7,7 +7,9 @@ are for user code to raise; :func:`is_transient` decides what the engine does wi
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +18,8 @@ from urllib.error import URLError
 from stabilize_celery.clock import check_seconds
 
 MAX_STORED_ERROR_BYTES = 100 * 1024
+_PACKAGE = os.path.dirname(__file__) + os.sep
+_INSTALLED = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
 
 
 class StabilizeBaseException(Exception):
@@ -183,13 +187,27 @@ class WorkflowNotFoundError(WorkflowError):
 
 
 class WorkflowFailedError(WorkflowError):
-    """``get()`` on a workflow that ended TERMINAL.  ``errors`` maps stage ref_ids to what they reported."""
+    """``get()`` on a workflow that ended TERMINAL.
+
+    Attributes:
+        errors: from the ref_ids of failed stages to what they reported: ``KeyError: 'b' (shop.py:5)``.
+        traceback: those of the stages, as text, each after a line that names the stage; empty if none raised anything.
+    """
 
     code = 302
+    traceback: str = ""
 
-    def __init__(self, message: str = "", *, errors: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        errors: Mapping[str, Any] | None = None,
+        traceback: str = "",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(message, **kwargs)
         self.errors = dict(errors or {})
+        self.traceback = traceback
 
 
 class WorkflowCanceledError(WorkflowError):
@@ -456,7 +474,7 @@ def named_text(error: BaseException, limit: int = MAX_STORED_ERROR_BYTES) -> str
 
 
 def describe_error(error: BaseException, transient: bool | None = None) -> dict[str, Any]:
-    """The stored form of an exception: ``{"details": {error, errors, type, transient, error_code, traceback}}``."""
+    """The stored form of an exception: ``{"details": {error, errors, type, transient, error_code, where, traceback}}``."""
     try:
         told = "".join(traceback.format_exception(error))
     except Exception:
@@ -470,6 +488,35 @@ def describe_error(error: BaseException, transient: bool | None = None) -> dict[
             "type": type(error).__name__,
             "transient": is_transient(error) if transient is None else transient,
             "error_code": truncate_error(code, 200) if isinstance(code, str) else None,
+            "where": _place_of(error),
             "traceback": truncate_error(told),
         }
     }
+
+
+def described_text(described: Any) -> str:
+    """What a stored error says, for people: ``KeyError: 'b' (shop.py:5)``; empty for what is none."""
+    details = described.get("details") if isinstance(described, dict) else None
+    if not isinstance(details, dict) or not details.get("error"):
+        return ""
+    text, kind, where = str(details["error"]), details.get("type"), details.get("where")
+    # What an exception says means little without its type: "division by zero", "'order_id'".
+    named = text if not kind or text.startswith(str(kind)) else f"{kind}: {text}"
+    return f"{named} ({where})" if where else named
+
+
+def described_traceback(described: Any) -> str:
+    """The traceback of a stored error; empty for what has none."""
+    details = described.get("details") if isinstance(described, dict) else None
+    return str(details.get("traceback") or "").rstrip() if isinstance(details, dict) else ""
+
+
+def _place_of(error: BaseException) -> str | None:
+    """File and line of the last frame of the user's own code, or else of a library; ``None`` in the engine alone."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    outside = [each for each in frames if not each[0].startswith((_PACKAGE, "<frozen"))]
+    own = [each for each in outside if not each[0].startswith(_INSTALLED) and "-packages" not in each[0]]
+    if not outside:
+        return None
+    path, line = (own or outside)[-1]
+    return storable_text(f"{os.path.basename(path)}:{line}"[-200:])

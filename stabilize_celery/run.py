@@ -10,7 +10,10 @@ from stabilize_celery.errors import (
     WorkflowCanceledError,
     WorkflowFailedError,
     WorkflowTimeoutError,
+    described_text,
+    described_traceback,
 )
+from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.database import is_unavailable, patiently
@@ -126,7 +129,10 @@ class WorkflowRun:
                 "; ".join(f"{ref}: {error}" for ref, error in errors.items()) or "no stage reported an error"
             )
             raise WorkflowFailedError(
-                f"workflow {workflow.name} ({self.id}) failed: {told}", errors=errors, execution_id=self.id
+                f"workflow {workflow.name} ({self.id}) failed: {told}",
+                errors=errors,
+                traceback="\n\n".join(f"stage {ref}:\n{text}" for ref, text in stage_tracebacks(workflow)),
+                execution_id=self.id,
             )
         return merged_outputs(workflow)
 
@@ -183,13 +189,24 @@ def stage_errors(workflow: Workflow) -> dict[str, str]:
     for stage in workflow.stages:
         if not stage.status.is_failure:
             continue
-        details = stage.context.get("exception", {})
-        text = stage.context.get("error") or (
-            details.get("details", {}).get("error") if isinstance(details, dict) else None
-        )
+        text = described_text(stage.context.get("exception")) or stage.context.get("error")
         if text:
-            errors[stage.name if stage.is_synthetic else stage.ref_id] = str(text)
+            errors[_called(stage)] = str(text)
     return errors
+
+
+def stage_tracebacks(workflow: Workflow) -> list[tuple[str, str]]:
+    """The traceback of each failed stage, and of the last attempt at one that is being repeated."""
+    found = []
+    for stage in workflow.stages:
+        kept = [stage.own_context.get("exception")] if stage.status.is_failure else []
+        kept += [task.last_error for task in stage.tasks if not stage.status.is_complete]
+        found += [(_called(stage), text) for text in map(described_traceback, kept) if text]
+    return found
+
+
+def _called(stage: StageExecution) -> str:
+    return stage.name if stage.is_synthetic else stage.ref_id
 
 
 def merged_outputs(workflow: Workflow) -> dict[str, Any]:

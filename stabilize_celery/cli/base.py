@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: Nobody hears of a message that this process writes: whoever works on the database finds it as overdue.
 _AT_ONCE = 0.001
 
+#: In ``ctx.meta``: whether tracebacks are to be shown.
+TRACEBACK = "stabilize_celery.traceback"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -37,7 +39,7 @@ class EngineCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Call it; whatever it raises ends the command with one message."""
-        show_where = ctx.params.pop("traceback", False)
+        show_where = ctx.meta[TRACEBACK] = ctx.params.pop("traceback", False)
         print_anything()
         try:
             return super().invoke(ctx)

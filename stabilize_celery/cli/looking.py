@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import UTC, datetime, timedelta
 
 import click
 
-from stabilize_celery.cli.base import EngineCommand, open_engine
+from stabilize_celery.cli.base import TRACEBACK, EngineCommand, open_engine
+from stabilize_celery.cli.discretion import printable
 from stabilize_celery.cli.ids import find_run
 from stabilize_celery.cli.output import (
     print_history,
@@ -20,7 +22,7 @@ from stabilize_celery.cli.shapes import head_shape, history_shape, workflow_shap
 from stabilize_celery.cli.terminal import knows_only_ascii, make_console
 from stabilize_celery.cli.tree import LiveTree, stage_tree
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.run import WorkflowRun, merged_outputs
+from stabilize_celery.run import WorkflowRun, merged_outputs, stage_tracebacks
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -90,7 +92,7 @@ def show_command(
 ) -> None:
     """Show a workflow: its stages with status, time, attempts and errors.
 
-    ID may be shortened to six or more characters of its end.
+    ID may be shortened to six or more characters of its end.  --traceback shows those of failed stages.
     """
     engine = open_engine(ctx)
     run = find_run(engine, id)
@@ -103,6 +105,9 @@ def show_command(
     console = make_console()
     most = len(workflow.stages) if everything else 200
     console.print(stage_tree(workflow, now, most=most, ascii=knows_only_ascii(console)))
+    if ctx.meta[TRACEBACK]:
+        for ref, text in stage_tracebacks(workflow):
+            click.echo(f"\nstage {printable(ref)}:\n{printable(text)}")
     if outputs:
         print_stage_outputs(workflow)
     if history:
@@ -121,11 +126,16 @@ def watch_command(ctx: click.Context, id: str, timeout: float | None, as_json: b
 
 def follow(ctx: click.Context, run: WorkflowRun, timeout: float | None, as_json: bool) -> None:
     """Show a run that others work on until it ends, then how it ended."""
-    if as_json:
-        run.wait(timeout)
-    else:
-        with LiveTree(run):
+    try:
+        with contextlib.nullcontext() if as_json else LiveTree(run):
             run.wait(timeout)
+    except KeyboardInterrupt:
+        click.secho(
+            f"\nWorkflow {run.id} goes on; `watch {run.id}` shows it again, `cancel {run.id}` ends it",
+            err=True,
+            fg="yellow",
+        )
+        ctx.exit(1)
     finish(ctx, run, as_json)
 
 

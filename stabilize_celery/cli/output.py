@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import click
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,8 @@ from stabilize_celery.cli.words import LOOKS, elapsed
 from stabilize_celery.models.workflow import Workflow
 
 _LONGEST_VALUE = 2000
+#: Columns of a terminal that has room for when workflows started.
+_NARROW = 76
 
 
 def print_json(value: Any) -> None:
@@ -30,19 +33,28 @@ def print_json(value: Any) -> None:
 
 
 def print_workflows(found: Sequence[Workflow], now: datetime) -> None:
-    """A table of workflows without their stages."""
-    table = _table("id", "application", "name", "status", "started", "elapsed")
-    for workflow in found:
-        _, _, style = LOOKS[workflow.status]
-        table.add_row(
-            workflow.id,
-            Text(workflow.application),
-            Text(workflow.name),
-            Text(str(workflow.status), style=style),
-            _local(workflow.start_time or workflow.created_at),
-            elapsed(workflow.start_time, workflow.end_time, now),
+    """A table of workflows without their stages, in fewer columns where all of them are too wide."""
+    console = make_console()
+    whole, narrow, narrowest = (
+        _table(*columns)
+        for columns in (
+            ("id", "application", "name", "status", "started", "elapsed"),
+            ("id", "workflow", "status", "started", "elapsed"),
+            ("id", "workflow", "status", "elapsed"),
         )
-    _print(table)
+    )
+    for workflow in found:
+        status = Text(str(workflow.status), style=LOOKS[workflow.status][2])
+        moment = _local(workflow.start_time or workflow.created_at)
+        took = elapsed(workflow.start_time, workflow.end_time, now)
+        named = Text(f"{workflow.application}/{workflow.name}")
+        whole.add_row(workflow.id, Text(workflow.application), Text(workflow.name), status, moment, took)
+        narrow.add_row(workflow.id, named, status, moment[5:16], took)
+        narrowest.add_row(workflow.id, named, status, took)
+    if Measurement.get(console, console.options.update(width=10_000), whole).maximum <= console.width:
+        _print(whole)
+    else:
+        _print(narrow if console.width >= _NARROW else narrowest)
 
 
 def print_outputs(outputs: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from typing import Any
@@ -120,7 +121,8 @@ def run_command(
         else:
             _refuse_the_work_of_others(engine)
             run = engine.start(workflow, dedup_key=dedup_key)
-        _run_here(engine, run, timeout, as_json)
+        if not _run_here(engine, run, timeout, as_json):
+            ctx.exit(1)
     finish(ctx, run, as_json)
 
 
@@ -148,16 +150,21 @@ def _refuse_the_work_of_others(engine: Stabilize) -> None:
         )
 
 
-def _run_here(engine: Stabilize, run: WorkflowRun, timeout: float | None, as_json: bool) -> None:
+def _run_here(engine: Stabilize, run: WorkflowRun, timeout: float | None, as_json: bool) -> bool:
+    """Run it as far as it goes; false if that was interrupted."""
+    # The tree says what fails.
+    logging.getLogger("stabilize_celery.worker.execution").addHandler(logging.NullHandler())
     try:
         with contextlib.nullcontext() if as_json else LiveTree(run):
             engine.processor.drain(timeout)
     except KeyboardInterrupt:
         _give_up(engine, run, "interrupted")
-        raise
+        said = f"\nWorkflow {run.id} was canceled, because it was interrupted{_how_to_go_on(engine, run)}"
+        click.secho(said, err=True, fg="yellow")
+        return False
     status = run.status
     if status.is_complete:
-        return
+        return True
     if timeout is not None and engine.store.count_messages():
         _give_up(engine, run, f"not finished after {timeout:g} s")
         raise WorkflowTimeoutError(
@@ -168,6 +175,7 @@ def _run_here(engine: Stabilize, run: WorkflowRun, timeout: float | None, as_jso
         WorkflowStatus.BUFFERED: "waits for a free slot of its configuration",
     }.get(status, "waits for a signal")
     click.secho(f"Workflow {run.id} {waits}{_how_to_go_on(engine, run)}", err=True, fg="yellow")
+    return True
 
 
 def _how_to_go_on(engine: Stabilize, run: WorkflowRun) -> str:

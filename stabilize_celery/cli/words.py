@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from stabilize_celery.cli.discretion import shown
+from stabilize_celery.errors import described_text
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 
@@ -62,18 +63,9 @@ def error_text(stage: StageExecution) -> str:
 def _error_of(stage: StageExecution) -> str:
     if stage.status.is_failure:
         own = stage.own_context
-        return _details(own.get("exception")) or str(own.get("error") or "")
+        return described_text(own.get("exception")) or str(own.get("error") or "")
     if not stage.status.is_complete:
         for task in stage.tasks:
             if task.last_error and not task.status.is_complete:
-                return _details(task.last_error)
+                return described_text(task.last_error)
     return ""
-
-
-def _details(stored: object) -> str:
-    details = stored.get("details") if isinstance(stored, dict) else None
-    if not isinstance(details, dict) or not details.get("error"):
-        return ""
-    # What an exception says means little without its type: "division by zero", "'order_id'".
-    kind = f"{details['type']}: " if details.get("type") else ""
-    return f"{kind}{details['error']}"

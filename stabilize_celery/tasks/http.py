@@ -179,7 +179,10 @@ class _Exchange:
             # A body that ends with its connection looks complete after an interrupt too.
             return (self._was_interrupted(), False, 0.0) if self._interrupted() else (result, again, wait)
         except SsrfBlockedError as error:
-            return self._failure(f"SSRF blocked: URL '{self._url}' targets blocked address {error.address}")
+            blocked = f"SSRF blocked: URL '{self._url}' targets blocked address {error.address}"
+            return self._failure(
+                f"{blocked}; the stage's allow_private_urls, or stabilize_allow_private_urls, allows it"
+            )
         except (_BadRequestError, httpx.DecodingError) as error:
             return self._failure(str(error))
         except (httpx.TransportError, httpx.InvalidURL) as error:

@@ -182,6 +182,9 @@ def test_an_interrupt_ends_a_run(alone: Shell, database: tuple[str, ...]) -> Non
         assert re.search(r"Error: interrupted; `run FILE --continue \w+` goes on with it", complained)
     else:
         assert "told to stop" in said
+        assert re.search(
+            r"Workflow \w+ was canceled, because it was interrupted; it was kept in memory", complained
+        )
 
 
 # ---------------------------------------------------------------------------------------------- with workers

@@ -187,7 +187,7 @@ def test_errbacks_and_callbacks_are_called(both: Shop) -> None:
     )
     canvas.tasks[1].set_immutable(True)
     run = both.stabilize.start(Workflow.from_canvas(canvas, "shop", "canvas"))
-    with pytest.raises(WorkflowFailedError, match="fail: oh"):
+    with pytest.raises(WorkflowFailedError, match=r"fail: ConnectionError: oh \(celery_shop.py:\d+\)"):
         run.get(timeout=60)
     failed = next(stage for stage in run.workflow().stages if stage.name == "fail")
     both.wait_event("errback", failed=f"{failed.tasks[0].id}-0")

@@ -58,6 +58,23 @@ def test_list_as_a_table(cli, three: list[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("application", ["shop", "a-rather-long-application-of-somewhere"])
+def test_list_fits_into_the_terminal(
+    cli, engine: Stabilize, monkeypatch, width: int, application: str
+) -> None:
+    made = [engine.start(order(name, application)).id for name in ("nightly-settlement", "b")]
+    ended = engine.run(order("third", application), timeout=30).id
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = cli("list").stdout
+    assert max(map(len, shown.splitlines())) <= width
+    for id in (*made, ended):
+        assert re.search(rf"^{id} ", shown, re.MULTILINE)
+    assert " SUCCEEDED " in shown
+    assert "…" not in shown
+    assert ("STARTED" in shown) is (width > 60)
+
+
 def test_list_of_nothing(cli, engine: Stabilize) -> None:
     engine.create_tables()
     result = cli("list")
@@ -73,6 +90,15 @@ def test_list_refuses_what_means_nothing(cli, engine: Stabilize, option: str, va
 
 
 # ---------------------------------------------------------------------------------------------- show
+
+
+@pytest.fixture
+def failed(engine: Stabilize) -> str:
+    def fail() -> None:
+        raise ValueError("token=topsecret")
+
+    engine.task("fail")(fail)
+    return engine.run(Workflow.create("shop", "bad", [StageExecution.single("fail", "fail")]), timeout=30).id
 
 
 def test_show_in_json(answer, waiting: WorkflowRun) -> None:
@@ -95,6 +121,29 @@ def test_show_in_json(answer, waiting: WorkflowRun) -> None:
     steps = [(entry["event"], entry["stage"], entry["to"]) for entry in shown["history"]]
     assert ("stage", "make", "SUCCEEDED") in steps
     assert all(datetime.fromisoformat(entry["at"]).utcoffset() is not None for entry in shown["history"])
+
+
+def test_show_with_tracebacks(cli, engine: Stabilize, failed: str) -> None:
+    assert "Traceback" not in cli("show", failed).stdout
+    shown = cli("show", failed, "--traceback").stdout
+    assert "ValueError: token=***" in shown
+    told = shown[shown.index("stage fail:\n") :]
+    assert told.splitlines()[1] == "Traceback (most recent call last):"
+    assert told.splitlines()[-1] == "ValueError: token=***"
+    assert "topsecret" not in shown
+
+
+def test_watch_and_ctrl_c(cli, waiting: WorkflowRun, monkeypatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WorkflowRun, "wait", interrupted)
+    for options in ([], ["--json"]):
+        result = cli("watch", waiting.id, *options)
+        assert result.exit_code == 1
+        assert f"Workflow {waiting.id} goes on; `watch {waiting.id}` shows it again" in result.stderr
+        assert "Aborted" not in result.stderr
+    assert not waiting.ready()
 
 
 def test_show_as_a_tree(cli, waiting: WorkflowRun) -> None:

@@ -24,6 +24,7 @@ DIE_AFTER = "SHOP_DIE_AFTER"
 RESULTS = "SHOP_RESULTS"
 LEASE = "SHOP_LEASE"
 SETTINGS = {
+    "unknown_type_grace": 0.3,
     "retry_delay": 0.05,
     "retry_delay_max": 0.1,
     "heartbeat": 0.2,

@@ -1,4 +1,4 @@
-"""Statements about workflows within workflows; none of them locks anything of the other workflow."""
+"""Statements about workflows within workflows."""
 
 from __future__ import annotations
 
@@ -19,5 +19,11 @@ lock_parent = (
 #: How the workflow stands whose task started another.
 read_outer = select(workflows.c.status).where(workflows.c.id == bindparam("workflow_id"))
 
-#: How the stage stands whose task started a workflow.
-read_outer_stage = select(stages.c.status, stages.c.generation).where(stages.c.id == bindparam("stage_id"))
+#: The state of the stage whose task started a workflow, locked against change: a transaction that ends this stage may
+#: have looked for the workflows within it before this one was there.  No transaction of the outer workflow waits for a
+#: row of an inner one.
+lock_outer_stage = (
+    select(stages.c.status, stages.c.generation)
+    .where(stages.c.id == bindparam("stage_id"))
+    .with_for_update(read=True)
+)

@@ -200,3 +200,25 @@ def test_the_message_of_a_sub_workflow_that_ended_against_cancel_of_its_parent(
     scene.proceed()
     assert run.status is S.CANCELED
     check(scene, run, child)
+
+
+def test_a_sub_workflow_that_is_made_while_its_parent_is_canceled(scene: Scene) -> None:
+    """The cancel has looked for it before it was there; so its own start waits, and sees that it is not wanted."""
+    inner = {"name": "inner", "stages": [{"ref": "x", "type": "ok"}]}
+    outer = flow(a_stage("outer", "sub_workflow", context={"workflow": inner}))
+    run = scene.start(outer, "RunTask outer")
+    making = scene.contender(scene.message("RunTask outer"), "task.claimed").until_held()
+    cancel = scene.contender(scene.ordered(run.cancel), HANDLED).until_held()
+    making.let_go()
+    scene.until(lambda: any(row["type"] == "StartWorkflow" for row in scene.messages()))
+    start = scene.contender(scene.message("StartWorkflow"), HANDLED).until_stuck()
+    assert start.waited, "it looked at its parent's stage beside the cancel"
+    cancel.join()
+    making.join()
+    start.join()
+    scene.proceed()
+    assert run.status is S.CANCELED
+    (child,) = [other for other in scene.engine.find() if other.id != run.id]
+    assert child.status is S.CANCELED
+    assert times_started(child, "x") == 0
+    check(scene, run, child)

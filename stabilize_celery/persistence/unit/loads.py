@@ -108,7 +108,7 @@ class Loads(Writes):
         parent = workflow.parent
         if parent is None:
             return True
-        outer = row_of(self.connection, nested.read_outer_stage, {"stage_id": parent.stage_id})
+        outer = row_of(self.connection, nested.lock_outer_stage, {"stage_id": parent.stage_id})
         if outer is None or outer["generation"] != parent.generation:
             return False
         status: WorkflowStatus = outer["status"]

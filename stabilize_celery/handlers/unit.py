@@ -103,7 +103,7 @@ class Unit(Protocol):
         """Whether the workflow whose task started this one is paused now; read, not locked."""
 
     def is_wanted(self, workflow: Workflow) -> bool:
-        """Whether the stage whose task started a workflow has neither ended nor begun anew; read, not locked."""
+        """Whether the stage whose task started a workflow has neither ended nor been reset; its row is locked."""
 
     # -- changing
 

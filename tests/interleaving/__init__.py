@@ -1,0 +1,1 @@
+"""Histories of transactions that are interleaved statement by statement on PostgreSQL; see ``explore.py``."""

@@ -15,7 +15,7 @@ PYTEST_PROCESSES ?= 2
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-fast test-served compat compat-oldest compat-newest compat-run lock check bench bench-quick overload hammer simulate chaos docs format clean
+.PHONY: help demo test test-fast test-served compat compat-oldest compat-newest compat-run lock check bench bench-quick explore explore-faults overload hammer simulate chaos docs format clean
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 or newer and nothing else"
@@ -29,6 +29,8 @@ help:
 	@echo "make simulate random histories of the engine under faults: HISTORIES=100000 SEED=7"
 	@echo "make chaos    kill, freeze, wipe and restart everything while workflows run: CHAOS='--seconds 600 --seed 7'"
 	@echo "make overload a hundred thousand messages and two slow workers: nothing floods, starves or grows"
+	@echo "make explore  transactions interleaved statement by statement: SCHEDULES=20000 SEED=7, EXPLORE=--pairs for the list"
+	@echo "make explore-faults  faults put back on purpose: each is found within 2,000 schedules"
 	@echo "make hammer   eight engines on one workflow with a thousand stages, for a minute: no deadlock"
 	@echo "make docs     build the documentation into build/site, every reference checked"
 	@echo "make format   let ruff fix and format"
@@ -136,6 +138,14 @@ CHAOS ?= --seconds 240 --workflows 200
 chaos: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+explore: $(VENV)/.installed-test
+	@config/install-services.sh
+	@$(BIN)/python -m tests.interleaving.explore --seed $(or $(SEED),0) --schedules $(or $(SCHEDULES),20000) $(EXPLORE)
+
+explore-faults: $(VENV)/.installed-test
+	@config/install-services.sh
+	@STABILIZE_EXPLORE_FAULTS=all $(BIN)/python -m pytest tests/interleaving/test_put_back.py $(PYTEST_ARGS)
 
 overload: $(VENV)/.installed-dev
 	@config/install-services.sh

@@ -213,16 +213,16 @@ class World:
         log.setLevel(logging.DEBUG)
         log.propagate = False
         try:
-            with patch.object(ids, "ULID", self._next_id):
+            with patch.object(ids, "_numbers", iter(self._next_number, None)):
                 yield
         finally:
             log.removeHandler(self.complaints)
             log.setLevel(level)
             log.propagate = propagate
 
-    def _next_id(self) -> str:
+    def _next_number(self) -> int:
         self._ids += 1
-        return f"T{self._ids:025d}"
+        return self._ids
 
     # ------------------------------------------------------------------ the state
 

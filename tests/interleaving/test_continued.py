@@ -12,11 +12,13 @@ from tests.interleaving.world import World
 SEEDS = range(0, 10_000, 1000)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair(world: World, name: str) -> None:
     Explorer(world).pair(name, True, PER_PAIR)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_histories(world: World, seed: int) -> None:
     Explorer(world).explore(seed, 47, True)

@@ -30,9 +30,9 @@ from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.models import ids
 from stabilize_celery.persistence import tables
 from stabilize_celery.persistence.outbox import Outgoing
-from stabilize_celery.testing.simulation.invariants import AT_REST, Evidence
 from tests.interleaving.scheduler import this_participant
 from tests.services import plain_address
+from tests.simulation.invariants import AT_REST, Evidence
 
 #: More messages than any history leaves.
 _MOST_STEPS = 500

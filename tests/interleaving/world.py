@@ -207,7 +207,8 @@ class World:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Ids are the same each time, and complaints are heard."""
-        log = logging.getLogger("stabilize_celery")
+        # Not what tasks raise, which workers log: what handlers raise.
+        log = logging.getLogger("stabilize_celery.delivery.dispatch")
         level, propagate = log.level, log.propagate
         log.addHandler(self.complaints)
         log.setLevel(logging.DEBUG)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.fixtures import FixtureRequest
 
+from stabilize_celery import Stabilize, Workflow
 from stabilize_celery.settings import Settings
 from tests.acceptance.documents import blocks_of
 from tests.acceptance.stories import DOCS, ROOT, Story
@@ -42,6 +44,17 @@ def tell(
 @pytest.mark.parametrize("page", EMBEDDED)
 def test_in_one_process(page: str, tell: Callable[..., Story]) -> None:
     assert tell(f"how-to/{page}.md").namespace
+
+
+def test_a_value_reaches_a_command_that_is_a_program_of_its_own() -> None:
+    (block,) = [
+        each for each in blocks_of(DOCS / "reference" / "builtin-tasks.md") if each.language == "python"
+    ]
+    found: dict[str, Any] = {}
+    exec(block.text, found)
+    with Stabilize.embedded() as engine:
+        run = engine.run(Workflow.create("shop", "greet", [found["stage"]]), timeout=60)
+        assert run.get(timeout=0)["stdout"] == "hello kim"
 
 
 @pytest.mark.slow

@@ -131,5 +131,5 @@ def test_both_forms_of_the_command_line_are_the_same(shop: Any, tmp_path: Path) 
 def test_the_figures_are_the_defaults() -> None:
     defaults = Settings.of()
     told = dict(re.findall(r"`stabilize_(\w+)` \((\d+)(?: s)?\)", TEXT))
-    assert told == {"resend_delay_max": "300", "control_max_attempts": "10"}
+    assert told == {"resend_delay": "10", "resend_delay_max": "300", "control_max_attempts": "10"}
     assert all(getattr(defaults, name) == float(value) for name, value in told.items())

@@ -206,7 +206,7 @@ def stage_tracebacks(workflow: Workflow) -> list[tuple[str, str]]:
 
 
 def _called(stage: StageExecution) -> str:
-    return stage.name if stage.is_synthetic else stage.ref_id
+    return stage.called
 
 
 def merged_outputs(workflow: Workflow) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Line:
 
 def title(stage: StageExecution) -> str:
     """What people call a stage; the ref_id of a synthetic stage means nothing to them."""
-    text = (stage.name or stage.type) if stage.is_synthetic else (stage.ref_id or stage.name)
+    text = stage.called
     return "".join(char if char.isprintable() else " " for char in text)
 
 

@@ -102,7 +102,7 @@ def history_shape(entries: Iterable[Mapping[str, Any]], workflow: Workflow) -> l
             {
                 "at": time_of(entry["at"]),
                 "event": entry["event"],
-                "stage": None if stage is None else stage.name if stage.is_synthetic else stage.ref_id,
+                "stage": None if stage is None else stage.called,
                 "stage_id": entry["stage_id"],
                 "task": None if task is None else task.name,
                 "task_id": entry["task_id"],

@@ -125,7 +125,7 @@ def to_dot(workflow: Workflow) -> str:
 
 def _title(stage: StageExecution) -> str:
     # The ref_id of a synthetic stage is an identifier that means nothing to people.
-    return (stage.name or stage.type) if stage.is_synthetic else (stage.ref_id or stage.name)
+    return stage.called
 
 
 def _label(stage: StageExecution) -> list[str]:

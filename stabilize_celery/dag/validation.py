@@ -180,7 +180,7 @@ def _check_values(stage: StageExecution) -> None:
 
 
 def _called(stage: StageExecution) -> str:
-    return f"stage {(stage.name if stage.is_synthetic else stage.ref_id)!s:.80}"
+    return f"stage {stage.called!s:.80}"
 
 
 def check_text(value: Any, where: str, most_bytes: int | None = None) -> None:

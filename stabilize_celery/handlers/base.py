@@ -63,7 +63,7 @@ def find_stage(message: StageLevel, unit: Unit) -> StageExecution | None:
         logger.info(
             "%s for stage %s dropped: it is of generation %d, the stage of %d",
             message.type,
-            stage.ref_id,
+            stage.called,
             message.generation,
             stage.generation,
         )

@@ -72,8 +72,7 @@ class ExpireStageHandler(Handler[ExpireStage]):
             unit.send(message, delay=max(left, _LOOK_AGAIN))
             return
         unit.whole(stage.execution.id)
-        name = stage.name if stage.is_synthetic else stage.ref_id
-        error = TaskTimeoutError(f"stage {name} exceeded its stageTimeoutMs")
+        error = TaskTimeoutError(f"stage {stage.called} exceeded its stageTimeoutMs")
         self._cancel_work(unit, stage, str(error))
         described = describe_error(error, transient=False)
         update_context(unit, stage, {TIMED_OUT: True, "error": str(error), "exception": described})

@@ -80,7 +80,7 @@ class JumpToStageHandler(Handler[JumpToStage]):
         requires = {s.ref_id: s.requisite_stage_ref_ids for s in workflow.top_level_stages()}
         by_ref = {s.ref_id: s for s in workflow.top_level_stages()}
         reset, passed = jump_regions(requires, outer.ref_id, target.ref_id)
-        reason = f"jump from {source.ref_id} to {target.ref_id}"
+        reason = f"jump from {source.called} to {target.ref_id}"
         if not is_backward(requires, outer.ref_id, target.ref_id):
             self._leave(unit, source, outer, reason)
         order = topological_order(requires)

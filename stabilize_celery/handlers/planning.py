@@ -88,7 +88,7 @@ def planning_failed(unit: Unit, stage: StageExecution, phase: Phase, error: Plan
     cause = error.__cause__ or error
     hide = redactor_of(stage, unit.redact_keys, error.seen)
     told = hide.text(error_text(cause))
-    logger.warning("planning %s stages of %s failed: %s", phase.value, stage.ref_id, told[:1000])
+    logger.warning("planning %s stages of %s failed: %s", phase.value, stage.called, told[:1000])
     changes: dict[str, Any] = {PLANNING_FAILED[phase]: True}
     if phase is not Phase.ON_FAILURE:
         changes |= {"exception": hide.value(describe_error(cause, transient=False)), "error": told}

@@ -55,7 +55,7 @@ class SkipStageHandler(Handler[SkipStage]):
         assert workflow is not None
         for each in descendants(stage):
             if not each.status.is_complete:
-                cancel_stage(unit, each, f"stage {stage.name} was skipped", user)
+                cancel_stage(unit, each, f"stage {stage.called} was skipped", user)
         if stage.status is S.NOT_STARTED:
             see_upstreams(unit, stage)
         self._end(unit, stage, reason, user)

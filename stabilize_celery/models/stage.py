@@ -214,6 +214,11 @@ class StageExecution:
         return self.parent_stage_id is not None
 
     @property
+    def called(self) -> str:
+        """What people call it: its ref_id; a synthetic stage, whose ref_id is made up, by its name."""
+        return (self.name or self.type) if self.is_synthetic else (self.ref_id or self.name)
+
+    @property
     def is_initial(self) -> bool:
         """Requires nothing."""
         return not self.requisite_stage_ref_ids

@@ -316,7 +316,7 @@ class _Examination:
                 kind,
                 what,
                 self.workflow.id,
-                None if stage is None else stage.name if stage.is_synthetic else stage.ref_id,
+                None if stage is None else stage.called,
                 advice,
                 remedy=remedy,
                 stage_id=None if stage is None else stage.id,

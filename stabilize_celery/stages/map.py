@@ -43,12 +43,12 @@ class MapStageBuilder(StageDefinitionBuilder):
         template = own.get("stage")
         if not isinstance(template, Mapping) or not isinstance(template.get("type"), str):
             raise InvalidWorkflowError(
-                f'stage {stage.ref_id}: map needs "stage": {{"type": ..., "context": {{...}}}}'
+                f'stage {stage.called}: map needs "stage": {{"type": ..., "context": {{...}}}}'
             )
         limit = own.get("limit", len(items) or 1)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise InvalidWorkflowError(
-                f"stage {stage.ref_id}: limit must be a whole number from 1, not {limit!r}"
+                f"stage {stage.called}: limit must be a whole number from 1, not {limit!r}"
             )
         goes_on = _goes_on(stage)
         name = str(template.get("name", stage.name or stage.ref_id))
@@ -82,10 +82,10 @@ def _items(stage: StageExecution) -> list[Any]:
         items = parse(items).evaluate(stage.context)
     if not isinstance(items, list):
         raise InvalidWorkflowError(
-            f"stage {stage.ref_id}: items must be a list, or name one that the stage sees; it is {type(items).__name__}"
+            f"stage {stage.called}: items must be a list, or name one that the stage sees; it is {type(items).__name__}"
         )
     if len(items) > MAX_ITEMS:
-        raise InvalidWorkflowError(f"stage {stage.ref_id}: {len(items)} items are more than {MAX_ITEMS}")
+        raise InvalidWorkflowError(f"stage {stage.called}: {len(items)} items are more than {MAX_ITEMS}")
     return items
 
 
@@ -93,7 +93,7 @@ def _goes_on(stage: StageExecution) -> dict[str, bool]:
     choice = stage.own_context.get("on_failure", "stop")
     if choice not in ("stop", "continue"):
         raise InvalidWorkflowError(
-            f'stage {stage.ref_id}: on_failure must be "stop" or "continue", not {choice!r}'
+            f'stage {stage.called}: on_failure must be "stop" or "continue", not {choice!r}'
         )
     if choice == "stop":
         return {}

@@ -75,7 +75,7 @@ class CeleryCall:
         """
         own = stage.own_context
         name = own.get("task")
-        where = f"stage {stage.ref_id}"
+        where = f"stage {stage.called}"
         if not isinstance(name, str) or not name:
             raise ConfigurationError(f"{where}: context['task'] names the Celery task, it is {name!r}")
         args = resolve(own.get("args", []), stage, stage.outputs_of, f"{where}: args")

@@ -82,7 +82,7 @@ class _Parameter:
             if self.default is not _REQUIRED:
                 return self.default
             raise PermanentError(
-                f"stage {stage.ref_id}: function {function} needs a value {self.name!r}, and the stage sees none"
+                f"stage {stage.called}: function {function} needs a value {self.name!r}, and the stage sees none"
                 f"{did_you_mean(self.name, map(str, stage.context))}"
             )
         value = stage.context[self.name]
@@ -96,7 +96,7 @@ class _Parameter:
                 for e in error.errors(include_url=False)
             )
             raise PermanentError(
-                f"stage {stage.ref_id}: parameter {self.name} of function {function}: {problems} (is {value!r:.200})"
+                f"stage {stage.called}: parameter {self.name} of function {function}: {problems} (is {value!r:.200})"
             ) from error
 
 

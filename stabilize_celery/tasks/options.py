@@ -92,7 +92,7 @@ Options = TypeVar("Options", bound=TaskOptions)
 
 def stage_label(stage: StageExecution) -> str:
     """How errors and tracebacks call the stage."""
-    return stage.ref_id or stage.name or stage.id
+    return stage.called or stage.id
 
 
 def read_options(model: type[Options], stage: StageExecution) -> Options:

@@ -72,7 +72,7 @@ class SubWorkflowTask(Task):
         definition = own.get("workflow")
         if not isinstance(definition, str | Mapping):
             raise PermanentError(
-                f"stage {stage.ref_id}: 'workflow' must be the definition of a workflow or the name of a registered "
+                f"stage {stage.called}: 'workflow' must be the definition of a workflow or the name of a registered "
                 f"one, not {type(definition).__name__}"
             )
         parent = stage.execution.parent
@@ -80,13 +80,13 @@ class SubWorkflowTask(Task):
         most = own.get("max_depth", DEFAULT_MAX_DEPTH)
         if depth > most:
             raise PermanentError(
-                f"stage {stage.ref_id}: sub-workflows are nested deeper than {most} levels; raise 'max_depth' if that "
+                f"stage {stage.called}: sub-workflows are nested deeper than {most} levels; raise 'max_depth' if that "
                 "is meant"
             )
         try:
             workflow = self._engine.build_sub_workflow(definition, stage.context)
         except StabilizeError as error:
-            raise PermanentError(f"stage {stage.ref_id}: {error}") from error
+            raise PermanentError(f"stage {stage.called}: {error}") from error
         workflow.context = {**workflow.context, **own.get("inputs", {})}
         workflow.parent = ParentTask(stage.execution.id, stage.id, stage.generation, depth)
         run = current_run()

@@ -124,7 +124,7 @@ def assert_stage(
     made = sum(task.attempts for task in found.tasks)
     if attempts is not None and made != attempts:
         raise _wrong(run, f"stage {stage} took {made} attempts, not {attempts}")
-    told = stage_errors(workflow).get(found.name if found.is_synthetic else found.ref_id, "")
+    told = stage_errors(workflow).get(found.called, "")
     if error is not None and error not in told:
         raise _wrong(run, f"the error of stage {stage} is {told!r} and does not contain {error!r}")
     return found
@@ -172,7 +172,7 @@ def _stage(run: WorkflowRun, workflow: Workflow, name: str) -> StageExecution:
     found = found or [stage for stage in workflow.stages if stage.name == name]
     if len(found) == 1:
         return found[0]
-    known = [stage.name if stage.is_synthetic else stage.ref_id for stage in workflow.stages]
+    known = [stage.called for stage in workflow.stages]
     problem = f"{len(found)} stages are called {name!r}"
     if not found:
         problem = f"there is no stage {name!r}{did_you_mean(name, known)}"

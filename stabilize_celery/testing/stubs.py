@@ -112,7 +112,7 @@ class Stub(Task):
         run = current_run()
         assert run is not None
         record = StubCall(
-            stage.name if stage.is_synthetic else stage.ref_id,
+            stage.called,
             deepcopy(dict(stage.context)),
             deepcopy(dict(stage.own_context)),
             run.attempt,

@@ -75,7 +75,7 @@ def period(value: Any, hook: str, stage: StageExecution, *, positive: bool = Fal
         TypeError: it is none: a number says no unit.
         ValueError: it is negative, or zero where that makes no sense.
     """
-    where = f"stage {stage.ref_id}: {hook} of its task returned"
+    where = f"stage {stage.called}: {hook} of its task returned"
     if not isinstance(value, timedelta):
         raise TypeError(f"{where} {value!r:.80}; return a timedelta, such as timedelta(seconds=30)")
     if value < timedelta() or (positive and not value):

@@ -216,3 +216,12 @@ class TestLimitOfAMap:
 
 def _go(stage: StageExecution) -> bool:
     return stage.context.get("_signal_name") == "go"
+
+
+def test_a_synthetic_stage_is_called_by_its_name_where_it_fails(engine: StabilizeForTests) -> None:
+    """Its ref_id says nothing to people; an error that calls it by that cannot be read."""
+    item = {"type": "sub_workflow", "context": {"workflow": 3}, "name": "each"}
+    run = engine.start(flow(StageExecution.single("m", "map", {"items": [1], "stage": item})))
+    engine.drain()
+    errors = engine.get(run.id).workflow().stages[1].context["error"]
+    assert errors.startswith("stage each [0]: 'workflow' must be")

@@ -69,7 +69,7 @@ def node(stage: StageExecution, shown: Shown) -> dict[str, Any]:
 
 def title(stage: StageExecution) -> str:
     """What people call a stage; the ref_id of a synthetic stage means nothing to them."""
-    return (stage.name or stage.type) if stage.is_synthetic else (stage.ref_id or stage.name)
+    return stage.called
 
 
 def jumps(workflow: Workflow) -> list[dict[str, Any]]:

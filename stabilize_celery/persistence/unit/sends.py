@@ -113,7 +113,7 @@ class Sends(Loads):
         stage = self._stages.get(message.stage_id)
         if stage is None:
             return ""
-        label = f"{stage.execution.name} / {stage.name if stage.is_synthetic else stage.ref_id}"
+        label = f"{stage.execution.name} / {stage.called}"
         if isinstance(message, TaskLevel) and len(stage.tasks) > 1:
             task = stage.task_by_id(message.task_id)
             label += f" / {task.name}" if task is not None else ""

@@ -23,17 +23,26 @@ def check_seconds(value: Any, what: str, *, shortest: float = 0.0) -> None:
         TypeError: it is not a number: a timedelta, text, a truth value.
         ValueError: it is not finite, or out of range.
     """
+    _check(value, what, "seconds", shortest, MAX_SECONDS)
+
+
+def check_milliseconds(value: Any, what: str) -> None:
+    """The same for milliseconds from 0."""
+    _check(value, what, "milliseconds", 0.0, MAX_SECONDS * 1000)
+
+
+def _check(value: Any, what: str, unit: str, shortest: float, longest: float) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         way_out = "; give value.total_seconds()" if isinstance(value, timedelta) else ""
         raise TypeError(
-            f"{what} is a number of seconds, not of type {type(value).__name__} ({value!r:.80}){way_out}"
+            f"{what} is a number of {unit}, not of type {type(value).__name__} ({value!r:.80}){way_out}"
         )
     # Not a number compares false.
-    if not shortest <= value <= MAX_SECONDS:
+    if not shortest <= value <= longest:
         raise ValueError(
-            f"{what} is a number of seconds from {shortest:g} to {MAX_SECONDS:.0f}, not {value!r:.80}"
+            f"{what} is a number of {unit} from {shortest:g} to {longest:.0f}, not {value!r:.80}"
         )
 
 

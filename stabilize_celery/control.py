@@ -182,7 +182,7 @@ class Control:
         )
 
     def approve(
-        self, workflow_id: str, ref_id: str, user: str = "", data: dict[str, Any] | None = None
+        self, workflow_id: str, ref_id: str, *, user: str = "", data: dict[str, Any] | None = None
     ) -> None:
         """Let an approval stage succeed: the signal "approve", kept if the stage does not wait for it yet.
 
@@ -194,7 +194,7 @@ class Control:
         self.signal(workflow_id, ref_id, APPROVE, data, user=user)
 
     def reject(
-        self, workflow_id: str, ref_id: str, user: str = "", data: dict[str, Any] | None = None
+        self, workflow_id: str, ref_id: str, *, user: str = "", data: dict[str, Any] | None = None
     ) -> None:
         """Let an approval stage fail: the signal "reject".
 

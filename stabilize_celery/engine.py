@@ -366,14 +366,13 @@ class Stabilize(Control, Nesting, Maintenance):
         has registered none, and leaves that to the workers.
         """
         validate_workflow(workflow)
-        if not self.settings.check_types or not (self.app is None or self.registry.has_own_types):
-            return
+        checked = self.settings.check_types and (self.app is None or self.registry.has_own_types)
         for stage in workflow.stages:
             for task in stage.tasks:
-                if not self.registry.knows(task.implementing_class):
+                kind = task.implementing_class
+                if self.registry.is_excluded(kind) or (checked and not self.registry.knows(kind)):
                     raise TaskNotFoundError(
-                        f"stage {stage.ref_id}, task {task.name}: no task type {task.implementing_class!r} is "
-                        f"registered{self.registry.suggest(task.implementing_class)}"
+                        f"stage {stage.ref_id}, task {task.name}: {self.registry.why_unknown(kind)}"
                     )
 
     def _publish(self, messages: list[Outgoing], committed: bool) -> None:
@@ -426,6 +425,17 @@ class Stabilize(Control, Nesting, Maintenance):
                 execution_id=run.id,
             )
         return run
+
+    def drive(self, timeout: float | None, until: Callable[[], bool]) -> bool:
+        """Work in this process, if it is an embedded engine; returns whether there was anything to do.
+
+        Args:
+            timeout: seconds, at most.
+            until: asked between messages.
+        """
+        if not isinstance(self.publisher, LocalPublisher):
+            return False
+        return bool(self.processor.drain(timeout, until))
 
     # ------------------------------------------------------------------ finding
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from stabilize_celery.clock import MAX_SECONDS, check_seconds
 from stabilize_celery.errors import (
     StoreError,
     WorkflowCanceledError,
@@ -70,11 +71,15 @@ class WorkflowRun:
     def wait(self, timeout: float | None = None) -> S:
         """Wait until it has ended, for ``timeout`` seconds at most; returns the final status.
 
-        A database that is away is waited for as well.
+        An embedded engine works meanwhile.  A database that is away is waited for as well.
 
         Raises:
+            TypeError, ValueError: ``timeout`` is no finite number.
             WorkflowTimeoutError: it has not ended by then, or could not be asked; it goes on.
         """
+        if timeout is not None:
+            # One that was computed may be negative: the time is over.
+            check_seconds(timeout, "timeout", shortest=-MAX_SECONDS)
         end = None if timeout is None else time.monotonic() + timeout
         pause = _SHORTEST_WAIT
         while True:
@@ -96,19 +101,18 @@ class WorkflowRun:
                     f"workflow {self.id} is {status} after {timeout:g} s; it goes on, ask again later",
                     execution_id=self.id,
                 )
-            self._pass(min(pause, left))
+            self._pass(min(pause, left), None if end is None else left)
             pause = min(pause * 1.5, _LONGEST_WAIT)
 
-    def _pass(self, seconds: float) -> None:
-        """Let others work, or work while ``task_always_eager`` leaves it to this process."""
-        loop = self._engine.eager
-        if loop is None:
-            time.sleep(seconds)
-        else:
-            loop.drain(seconds, self.ready)
+    def _pass(self, pause: float, left: float | None) -> None:
+        """Let others work, or work: in an embedded engine, or while ``task_always_eager`` leaves it to this process."""
+        if (loop := self._engine.eager) is not None:
+            loop.drain(pause, self.ready)
+        elif not self._engine.drive(left, self.ready):
+            time.sleep(pause)
 
     def get(self, timeout: float | None = None) -> dict[str, Any]:
-        """Wait until it has ended and return the merged outputs of its stages.
+        """Wait until it has ended and return the merged outputs of its stages, not those of synthetic ones.
 
         Raises:
             WorkflowFailedError: it ended TERMINAL; ``errors`` says of each failed stage what it reported.
@@ -138,27 +142,27 @@ class WorkflowRun:
 
     # ------------------------------------------------------------------ control
 
-    def cancel(self, user: str = "", reason: str = "", force: bool = False) -> None:
+    def cancel(self, *, reason: str = "", user: str = "", force: bool = False) -> None:
         """See :meth:`Stabilize.cancel`."""
         self._engine.cancel(self.id, user=user, reason=reason, force=force)
 
-    def cancel_stage(self, ref_id: str, user: str = "", reason: str = "") -> None:
+    def cancel_stage(self, ref_id: str, *, reason: str = "", user: str = "") -> None:
         """See :meth:`Stabilize.cancel_stage`."""
         self._engine.cancel_stage(self.id, ref_id, user=user, reason=reason)
 
-    def pause(self, user: str = "") -> None:
+    def pause(self, *, user: str = "") -> None:
         """See :meth:`Stabilize.pause`."""
         self._engine.pause(self.id, user=user)
 
-    def resume(self, user: str = "") -> None:
+    def resume(self, *, user: str = "") -> None:
         """See :meth:`Stabilize.resume`."""
         self._engine.resume(self.id, user=user)
 
-    def restart_stage(self, ref_id: str, user: str = "") -> None:
+    def restart_stage(self, ref_id: str, *, user: str = "") -> None:
         """See :meth:`Stabilize.restart_stage`."""
         self._engine.restart_stage(self.id, ref_id, user=user)
 
-    def skip_stage(self, ref_id: str, user: str = "", reason: str = "") -> None:
+    def skip_stage(self, ref_id: str, *, reason: str = "", user: str = "") -> None:
         """See :meth:`Stabilize.skip_stage`."""
         self._engine.skip_stage(self.id, ref_id, user=user, reason=reason)
 
@@ -174,13 +178,13 @@ class WorkflowRun:
         """See :meth:`Stabilize.signal`."""
         self._engine.signal(self.id, ref_id, name, data, persistent=persistent, user=user)
 
-    def approve(self, ref_id: str, user: str = "", data: dict[str, Any] | None = None) -> None:
+    def approve(self, ref_id: str, *, user: str = "", data: dict[str, Any] | None = None) -> None:
         """See :meth:`Stabilize.approve`."""
-        self._engine.approve(self.id, ref_id, user, data)
+        self._engine.approve(self.id, ref_id, user=user, data=data)
 
-    def reject(self, ref_id: str, user: str = "", data: dict[str, Any] | None = None) -> None:
+    def reject(self, ref_id: str, *, user: str = "", data: dict[str, Any] | None = None) -> None:
         """See :meth:`Stabilize.reject`."""
-        self._engine.reject(self.id, ref_id, user, data)
+        self._engine.reject(self.id, ref_id, user=user, data=data)
 
 
 def stage_errors(workflow: Workflow) -> dict[str, str]:
@@ -210,8 +214,8 @@ def _called(stage: StageExecution) -> str:
 
 
 def merged_outputs(workflow: Workflow) -> dict[str, Any]:
-    """The outputs of all stages, in topological order: the last value of a key survives."""
+    """The outputs of its stages without the synthetic ones, in topological order: the last value of a key survives."""
     merged: dict[str, Any] = {}
-    for stage in sorted(workflow.stages, key=lambda s: s.rank):
+    for stage in sorted(workflow.top_level_stages(), key=lambda s: s.rank):
         merged.update(stage.outputs)
     return merged

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from stabilize_celery.clock import MAX_SECONDS
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.redaction import DEFAULT_KEYS, redact
 
@@ -32,6 +33,16 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _number(value: Any) -> Any:
+    """``True`` is no number of seconds."""
+    if isinstance(value, bool):
+        raise ValueError("a number of seconds is wanted, not a truth value")
+    return value
+
+
+#: A finite number of seconds that a date can be reckoned with.
+Seconds = Annotated[float, BeforeValidator(_number), Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+OptionalTask = Literal["python", "shell", "http", "docker"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
@@ -68,23 +79,28 @@ class Settings(BaseModel):
     )
     imports: Names = Field((), description="Modules that register task types and builders.")
 
+    builtin_tasks: Annotated[tuple[OptionalTask, ...], BeforeValidator(_split)] = Field(
+        ("python", "shell", "http", "docker"),
+        description="Which of the task types python, shell, http and docker there are; others are refused.",
+    )
+
     check_types: bool = Field(
         True,
         description="Refuse to start a workflow with a task type that nobody registered, where that is known.",
     )
 
-    unknown_type_grace: float = Field(
+    unknown_type_grace: Seconds = Field(
         600.0,
         ge=0,
         description="How long a task whose type a worker does not know is put off, for one that does; then it fails.",
     )
 
-    lease: float = Field(30.0, gt=0, description="How long a worker owns a task without a sign of life.")
-    heartbeat: float = Field(
+    lease: Seconds = Field(30.0, gt=0, description="How long a worker owns a task without a sign of life.")
+    heartbeat: Seconds = Field(
         3.0, gt=0, description="How often a worker renews its leases and hears of cancellations."
     )
-    task_time_limit: float = Field(14400.0, gt=0, description="How long one call of a task may take.")
-    task_kill_grace: float = Field(
+    task_time_limit: Seconds = Field(14400.0, gt=0, description="How long one call of a task may take.")
+    task_kill_grace: Seconds = Field(
         5.0,
         ge=0,
         description="How long a task that timed out or is canceled by force may still run before its pool process is ended.",
@@ -92,15 +108,15 @@ class Settings(BaseModel):
     max_attempts: int = Field(
         10, ge=1, description="How often a task is executed before a transient error is final."
     )
-    retry_delay: float = Field(1.0, gt=0, description="Delay before the first retry; doubles with each.")
-    retry_delay_max: float = Field(60.0, gt=0, description="Longest delay between retries.")
-    poll_delay: float = Field(
+    retry_delay: Seconds = Field(1.0, gt=0, description="Delay before the first retry; doubles with each.")
+    retry_delay_max: Seconds = Field(60.0, gt=0, description="Longest delay between retries.")
+    poll_delay: Seconds = Field(
         1.0, gt=0, description="Delay between calls of a task that says it is still running."
     )
     max_output_bytes: int = Field(
         1024 * 1024, ge=1, description="Largest outputs or context of a stage, as JSON."
     )
-    hook_time_limit: float = Field(60.0, gt=0, description="How long on_cancel or on_cleanup may take.")
+    hook_time_limit: Seconds = Field(60.0, gt=0, description="How long on_cancel or on_cleanup may take.")
     allow_private_urls: bool = Field(False, description="Let HTTP tasks reach private addresses.")
 
     redact_keys: Names = Field(
@@ -108,21 +124,23 @@ class Settings(BaseModel):
         description="Keys whose values are shown as *** in history, errors, logs, pages and on the command line.",
     )
 
-    relay_interval: float = Field(
+    relay_interval: Seconds = Field(
         1.0, gt=0, description="Longest sleep of the relay between looks at the table."
     )
     relay_batch: int = Field(100, ge=1, description="Most messages the relay sends at once.")
-    resend_delay: float = Field(
+    resend_delay: Seconds = Field(
         10.0, gt=0, description="When a message that was sent but not handled is sent again."
     )
-    resend_delay_max: float = Field(300.0, gt=0, description="Longest time between sending a message again.")
-    control_retry_delay: float = Field(
+    resend_delay_max: Seconds = Field(
+        300.0, gt=0, description="Longest time between sending a message again."
+    )
+    control_retry_delay: Seconds = Field(
         1.0, gt=0, description="Delay before a control message that failed is repeated."
     )
     control_max_attempts: int = Field(
         10, ge=1, description="Failures after which a control message is a dead letter."
     )
-    retention: float | None = Field(
+    retention: Seconds | None = Field(
         None, ge=0, description="How long workflows that have ended are kept, if `prune` is not told."
     )
 

@@ -64,7 +64,7 @@ def bring_tasks(file: WorkflowFile, engine: Stabilize) -> bool:
     """
     tasks, builders = getattr(file.module, "tasks", None), getattr(file.module, "builders", None)
     for name, source in _mapping(file, tasks).items():
-        engine.registry.register(name, source)
+        engine.registry.register(name, source, replace=True)
     for builder in builders or ():
         if not isinstance(builder, StageDefinitionBuilder):
             raise WorkflowFileError(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from stabilize_celery.clock import check_milliseconds
 from stabilize_celery.context.reducers import known_reducers, unknown_reducer
 from stabilize_celery.dag.enabled import enabling_condition
 from stabilize_celery.dag.topology import topological_order
@@ -160,6 +161,10 @@ def _check_options(stage: StageExecution) -> None:
                 check_command(stage)
             except ValueError as failure:
                 raise InvalidWorkflowError(f"{where}: command: {failure}") from None
+    try:
+        check_milliseconds(stage.context.get("stageTimeoutMs"), f"{where}: stageTimeoutMs")
+    except (TypeError, ValueError) as failure:
+        raise InvalidWorkflowError(str(failure)) from None
     try:
         enabling_condition(stage.context)
     except ExpressionError as failure:

@@ -182,9 +182,11 @@ class EmbeddedProcessor:
             if self.publisher.ready:
                 return self.publisher.ready.popleft()
         resend = self.dispatcher.surroundings.settings.resend_delay
-        for row in self._store.take_due(50, lambda _row: resend):
-            self.publisher.ready.append((row["id"], row["type"]))
-        return self.publisher.ready.popleft() if self.publisher.ready else None
+        due = [(row["id"], row["type"]) for row in self._store.take_due(50, lambda _row: resend)]
+        with self.publisher.changed:
+            # Several threads may be at it: one that waits in get(), and the one that runs the engine.
+            self.publisher.ready.extend(due)
+            return self.publisher.ready.popleft() if self.publisher.ready else None
 
     def _wait(self, end: float | None) -> bool:
         """Wait for the next thing to happen; false if nothing ever will."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ from stabilize_celery.delivery.metrics_step import MetricsStep
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.delivery.stopping import enter_pool_process
 from stabilize_celery.errors import ConfigurationError
+from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.observe.logs import add_filter
 from stabilize_celery.settings import PREFIX, Settings
 from stabilize_celery.tasks.celery_task import CeleryTask
@@ -40,6 +42,7 @@ def install(app: Celery, engine: Stabilize) -> None:
     register_entrypoints(app, engine)
     engine.registry.register("celery", CeleryTask(app))
     _discover_stages(app)
+    _report_control_messages_quietly()
     app.steps["worker"].add(RelayStep)
     app.steps["worker"].add(MetricsStep)
     app.user_options["worker"].add(
@@ -139,6 +142,27 @@ def _guard_tasks(sender: Any = None, **_: Any) -> None:
     if sender is not None and engine is not None:
         engine.enter_worker()
         celery_signals.guard_tasks(sender.app)
+
+
+class _ControlMessages(logging.Filter):
+    """What Celery says of each control message, of which a workflow has many, is for DEBUG."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.args
+        name = str(said.get("name", "")) if isinstance(said, Mapping) else ""
+        message = MESSAGE_TYPES.get(name.removeprefix(TASK_PREFIX)) if name.startswith(TASK_PREFIX) else None
+        if message is None or message.runs_user_code or record.levelno != logging.INFO:
+            return True
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+_control_messages = _ControlMessages()
+
+
+def _report_control_messages_quietly() -> None:
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).addFilter(_control_messages)
 
 
 @signals.after_setup_logger.connect

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.schedules import crontab, schedstate, schedule
 
+from stabilize_celery.clock import check_seconds
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.errors import ConfigurationError, StabilizeError
 from stabilize_celery.files import load_workflow
@@ -219,6 +220,12 @@ def _planned(name: str, when: Any, app: Celery) -> Every | crontab:
     if isinstance(when, Every):
         when = when.run_every
     if isinstance(when, int | float | timedelta) and not isinstance(when, bool):
+        try:
+            check_seconds(
+                when.total_seconds() if isinstance(when, timedelta) else when, f"schedule {name}: it"
+            )
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
         return Every(when, app=app)
     raise ConfigurationError(
         f"schedule {name}: {when!r} is neither a crontab, nor a timedelta or a number of seconds"

@@ -41,7 +41,7 @@ class Phase(Enum):
     ON_FAILURE = "on_failure"
 
 
-@dataclass
+@dataclass(repr=False)
 class StageExecution:
     """One stage of a workflow.
 
@@ -69,32 +69,35 @@ class StageExecution:
     output_reducers: dict[str, str] = field(default_factory=dict)
 
     #: Raised by every reset (jump, restart); a message of another generation is dropped (promise P5).
-    generation: int = field(default=0, repr=False)
+    generation: int = 0
     #: Place in the topological order, a list so that synthetic stages fit between: see ``context/sources.py``.
-    rank: list[int] = field(default_factory=list, repr=False)
+    rank: list[int] = field(default_factory=list)
     #: key -> [producing stage's id, *its rank*]: what the stage sees of others, without copying the values.
-    sources: dict[str, list[Any]] = field(default_factory=dict, repr=False)
+    sources: dict[str, list[Any]] = field(default_factory=dict)
     #: How many stages it directly requires, and how many of them have not arrived yet.
-    upstream_count: int = field(default=0, repr=False)
-    open_upstreams: int = field(default=0, repr=False)
+    upstream_count: int = 0
+    open_upstreams: int = 0
     #: A required stage ended in a way that will never let this one start.
-    blocked: bool = field(default=False, repr=False)
+    blocked: bool = False
     #: Taken out of the ordinary rules.  Before it starts: a jump leads to it, so it starts whatever the stages it
     #: requires do.  When it is TERMINAL: its failure was dealt with, see :attr:`ends_workflow`.
-    released: bool = field(default=False, repr=False)
+    released: bool = False
     #: Phase of the parent it belongs to; ``None`` for a stage of the workflow itself.
-    phase: Phase | None = field(default=None, repr=False)
+    phase: Phase | None = None
     #: phase -> number of synthetic stages planned for it in this generation.
-    planned: dict[str, int] = field(default_factory=dict, repr=False)
+    planned: dict[str, int] = field(default_factory=dict)
     #: Synthetic children of the current phase that have not ended.
-    open_children: int = field(default=0, repr=False)
+    open_children: int = 0
 
     #: While a task of it runs: reads the outputs of other stages, see :meth:`outputs_of`.
     outputs_reader: Callable[[Iterable[str]], dict[str, dict[str, Any]]] | None = field(
-        default=None, repr=False, compare=False
+        default=None, compare=False
     )
-    _execution: Workflow | None = field(default=None, repr=False, compare=False)
-    _own_context: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    _execution: Workflow | None = field(default=None, compare=False)
+    _own_context: dict[str, Any] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"<StageExecution {self.ref_id or self.id} ({self.type}) {self.status}>"
 
     def __post_init__(self) -> None:
         self.requisite_stage_ref_ids = set(self.requisite_stage_ref_ids)

@@ -10,7 +10,7 @@ from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.status import WorkflowStatus
 
 
-@dataclass
+@dataclass(repr=False)
 class TaskExecution:
     """One execution of a task within a stage.
 
@@ -50,6 +50,9 @@ class TaskExecution:
     suspensions: int = 0
     #: When it stops waiting for a signal; ``None`` if it waits for as long as it takes.
     waits_until: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"<TaskExecution {self.name} ({self.implementing_class}) {self.status}>"
 
     @classmethod
     def create(

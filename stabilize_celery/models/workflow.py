@@ -32,7 +32,7 @@ class WorkflowType(Enum):
     ORCHESTRATION = "ORCHESTRATION"
 
 
-@dataclass
+@dataclass(repr=False)
 class Workflow:
     """One execution of a graph of stages.
 
@@ -70,9 +70,16 @@ class Workflow:
     parent: ParentTask | None = None
 
     #: Branches that are still going on or wait in a join; zero means nothing more will happen.
-    live_branches: int = field(default=0, repr=False)
+    live_branches: int = 0
     #: A stage of the workflow itself ended in a halting status.
-    has_halted: bool = field(default=False, repr=False)
+    has_halted: bool = False
+
+    def __repr__(self) -> str:
+        count = len(self.stages)
+        return (
+            f"<Workflow {self.id} {self.application}/{self.name} {self.status}, "
+            f"{count} stage{'s' if count != 1 else ''}>"
+        )
 
     def __post_init__(self) -> None:
         for stage in self.stages:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -223,9 +223,11 @@ class _OnlyMissing(TaskRegistry):
     def __init__(self, target: TaskRegistry) -> None:
         self._target = target
 
-    def register(self, name: str, task: TaskSource, aliases: Any = ()) -> None:
+    def register(
+        self, name: str, task: TaskSource, aliases: Iterable[str] = (), *, replace: bool = False
+    ) -> None:
         if not self._target.knows(name):
-            self._target.register(name, task, aliases)
+            self._target.register(name, task, aliases, replace=replace)
 
 
 def _chosen(options: Options | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.settings import Seconds
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.options import TaskOptions, read_options
 from stabilize_celery.tasks.result import TaskResult
@@ -22,7 +23,7 @@ class ApprovalOptions(TaskOptions):
     """Own context of an approval stage."""
 
     #: Seconds after which nobody having answered is a failure; ``None`` waits for ever.
-    timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
+    timeout: Seconds | None = Field(None, gt=0)
     #: A rejection is FAILED_CONTINUE: the workflow goes on, and sees it.
     approval_reject_continues: bool = False
 
@@ -30,9 +31,9 @@ class ApprovalOptions(TaskOptions):
 class ApprovalTask(Task):
     """Suspends its stage until somebody approves or rejects it.
 
-    ``run.approve(ref, user, data)`` lets it succeed with ``approved``, ``approval`` (the data) and ``approved_by`` as
-    outputs; ``run.reject(ref, user, data)`` fails it with ``approved``, ``approval`` and ``rejected_by`` in the stage's
-    context.  Any other signal changes nothing.
+    ``run.approve(ref, user=..., data=...)`` lets it succeed with ``approved``, ``approval`` (the data) and ``approved_by``
+    as outputs; ``run.reject(ref, user=..., data=...)`` fails it with ``approved``, ``approval`` and ``rejected_by`` in the
+    stage's context.  Any other signal changes nothing.
     """
 
     aliases = ("ApprovalTask",)

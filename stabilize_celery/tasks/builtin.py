@@ -15,9 +15,13 @@ from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.shell import ShellTask
 from stabilize_celery.tasks.wait import WaitTask
 
+#: Those that run programs, or reach other machines; a deployment may do without them.
+OPTIONAL = ("python", "shell", "http", "docker")
+
 
 def configure_builtin_tasks(registry: TaskRegistry, settings: Settings) -> None:
-    """Apply what the settings say of built-in tasks, unless somebody registered others under their names."""
+    """Apply what the settings say of built-in tasks, unless others were registered under their names."""
+    registry.exclude(name for name in OPTIONAL if name not in settings.builtin_tasks)
     if settings.allow_private_urls and registry.source("http") is HTTPTask:
         task = HTTPTask()
         task.allow_private_urls_default = True

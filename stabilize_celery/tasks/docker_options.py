@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from stabilize_celery.settings import Seconds
 from stabilize_celery.tasks.options import DEFAULT_MAX_OUTPUT_BYTES, Environment, PlainText, TaskOptions
 
 #: Each of these lets a process out of its container or into the host's kernel.
@@ -72,7 +73,7 @@ class DockerOptions(TaskOptions):
 
     action: str = "run"
     #: Seconds for the whole action.
-    timeout: float = Field(default=14400.0, gt=0, allow_inf_nan=False)
+    timeout: Seconds = Field(default=14400.0, gt=0)
     #: Bytes kept of stdout and of stderr.
     max_output_size: int = Field(default=DEFAULT_MAX_OUTPUT_BYTES, ge=0)
 

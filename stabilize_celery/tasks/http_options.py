@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import httpx
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from stabilize_celery.settings import Seconds
 from stabilize_celery.tasks.options import DEFAULT_MAX_OUTPUT_BYTES, OptionError, TaskOptions
 
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
@@ -56,11 +57,11 @@ class HTTPOptions(TaskOptions):
     upload_form: dict[str, Any] = Field(default_factory=dict)
 
     #: For one attempt with all its redirects, from resolving the name to the last byte.
-    timeout: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    timeout: Seconds = Field(default=30.0, gt=0)
     #: Attempts after the first.
     retries: int = Field(default=0, ge=0, le=100)
     #: Before the first retry; then twice as long each time, ten times as long at most.
-    retry_delay: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    retry_delay: Seconds = 1.0
     retry_on_status: list[int] = Field(default_factory=lambda: [502, 503, 504])
     #: Whether POST and PATCH are repeated too although the server may have acted on them already.  A request that
     #: never reached the server is repeated in any case.

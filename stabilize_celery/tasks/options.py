@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from stabilize_celery.errors import PermanentError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.redaction import DEFAULT_KEYS, Masker, Redactor
+from stabilize_celery.settings import Seconds
 from stabilize_celery.tasks.processes import GRACE_SECONDS, ProcessResult
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import current_run
@@ -214,7 +215,7 @@ class ProcessOptions(TaskOptions):
     private: ClassVar[frozenset[str]] = frozenset({"env"})
 
     #: Seconds.
-    timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    timeout: Seconds = Field(default=60.0, gt=0)
     cwd: Directory | None = None
     #: Added to the environment of the worker.
     env: Environment = Field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,13 +25,26 @@ class TaskRegistry:
         self._tasks: dict[str, Task | type[Task]] = {}
         self._aliases: dict[str, str] = {}
         self._builtin: dict[str, Task | type[Task]] = {}
+        #: Built-in types that this deployment does without.
+        self._excluded: set[str] = set()
         self.register("noop", NoOpTask)
+        self.mark_builtin()
 
-    def register(self, name: str, task: TaskSource, aliases: Iterable[str] = ()) -> None:
-        """Register a task class, an instance, or a function; a later one of the same name replaces it.
+    def register(
+        self, name: str, task: TaskSource, aliases: Iterable[str] = (), *, replace: bool = False
+    ) -> None:
+        """Register a task class, an instance, or a function.
+
+        One of the same name takes the place of a built-in type, and of itself: a module may be imported again.
+
+        Args:
+            name: of the type.
+            task: the class, instance or function.
+            aliases: other names of it.
+            replace: let it take the place of any other.
 
         Raises:
-            ConfigurationError: it is nothing that can be run.
+            ConfigurationError: it is nothing that can be run, or another has that name.
         """
         if not name:
             raise ConfigurationError("a task type needs a name")
@@ -38,9 +52,36 @@ class TaskRegistry:
             raise ConfigurationError(f"task type {name}: {task!r} is neither a Task nor a function")
         if not isinstance(task, Task) and not (isinstance(task, type) and issubclass(task, Task)):
             task = CallableTask(task)
+        known = self._tasks.get(name)
+        if not replace and known is not None and self._builtin.get(name) is not known:
+            ours, theirs = _origin(known), _origin(task)
+            if known is not task and (ours != theirs or "<" in ours[1]):
+                raise ConfigurationError(
+                    f"task type {name!r} is registered already: {ours[1]} of {ours[0]}, and now {theirs[1]} of "
+                    f"{theirs[0]}; give one of them another name"
+                )
         self._tasks[name] = task
         for alias in (*aliases, *getattr(task, "aliases", ())):
             self._aliases[alias] = name
+
+    def exclude(self, names: Iterable[str]) -> None:
+        """Do without some built-in types, unless others were registered under their names."""
+        for name in names:
+            if self._builtin.get(name) is not None and self._tasks.get(name) is self._builtin[name]:
+                del self._tasks[name]
+                self._aliases = {alias: of for alias, of in self._aliases.items() if of != name}
+                self._excluded.add(name)
+
+    def why_unknown(self, name: str) -> str:
+        """What to say of a type that nothing is registered for."""
+        last = name.rsplit(".", 1)[-1].lower().removesuffix("task")
+        if last in self._excluded:
+            return f"task type {name!r} is left out of this deployment by the setting stabilize_builtin_tasks"
+        return f"no task type {name!r} is registered{self.suggest(name)}"
+
+    def is_excluded(self, name: str) -> bool:
+        """Whether a type is one that this deployment does without."""
+        return not self.knows(name) and name.rsplit(".", 1)[-1].lower().removesuffix("task") in self._excluded
 
     def source(self, name: str) -> Task | type[Task] | None:
         """What is registered under exactly that name."""
@@ -110,5 +151,17 @@ class TaskRegistry:
         """
         found = self._find(name)
         if found is None:
+            if self.is_excluded(name):
+                raise TaskNotFoundError(self.why_unknown(name))
             raise TaskNotFoundError(f"No task found for type: {name}{self.suggest(name)}")
         return found
+
+
+def _origin(source: Task | type[Task]) -> tuple[str, str]:
+    """The file and the name of what was registered: the same after its module was imported again, or run as a script."""
+    made_by: Any = source.function if isinstance(source, CallableTask) else source
+    if isinstance(made_by, Task):
+        made_by = type(made_by)
+    name = getattr(made_by, "__qualname__", None) or repr(made_by)
+    module = getattr(made_by, "__module__", None) or ""
+    return getattr(sys.modules.get(module), "__file__", None) or module, name

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
+from stabilize_celery.clock import MAX_SECONDS
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.settings import Seconds
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.options import TaskOptions, read_options
 from stabilize_celery.tasks.result import TaskResult
@@ -19,8 +21,8 @@ _CLOSE_ENOUGH = timedelta(milliseconds=1)
 class WaitOptions(TaskOptions):
     """Own context of a wait stage: one of ``waitTime`` or ``seconds``, and ``until``."""
 
-    waitTime: float | None = Field(None, ge=0, allow_inf_nan=False)
-    seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
+    waitTime: Seconds | None = None
+    seconds: Seconds | None = None
     #: ISO 8601; without an offset it is UTC.
     until: datetime | None = None
 
@@ -57,6 +59,6 @@ class WaitTask(Task):
         end = options.until or begun + timedelta(seconds=options.seconds or options.waitTime or 0.0)
         left = end - run.now()
         if left > _CLOSE_ENOUGH:
-            return TaskResult.running(retry_after=left.total_seconds())
+            return TaskResult.running(retry_after=min(left.total_seconds(), MAX_SECONDS))
         waited = max(0.0, (end - begun).total_seconds())
         return TaskResult.success(outputs={"waitedSeconds": waited})

@@ -62,8 +62,8 @@ class StabilizeForTests(Stabilize):
         engine._knew_types = engine.registry.has_own_types
         app = None if original is None else original.app
         in_place = CeleryTasksInPlace(CeleryTask(app, in_place=True), engine._celery_stubs)
-        engine.registry.register("celery", in_place)
-        engine.registry.register(GIVEN, GivenTask())
+        engine.registry.register("celery", in_place, replace=True)
+        engine.registry.register(GIVEN, GivenTask(), replace=True)
         return engine
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class StabilizeForTests(Stabilize):
                 f" (if its code is elsewhere, write stub({task!r}, ..., new=True))"
             )
         stub = Stub(task, returns, raises, results)
-        self.registry.register(name, stub)
+        self.registry.register(name, stub, replace=True)
         return stub
 
     def lose_worker(self, task: str, *, before: bool = False, times: int = 1) -> LostWorker:

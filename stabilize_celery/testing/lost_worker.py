@@ -38,7 +38,7 @@ class LostWorker:
         deadly = copy(self._real)
         deadly.execute = self._execute  # type: ignore[method-assign]
         self._deadly: Task = deadly
-        registry.register(name, deadly)
+        registry.register(name, deadly, replace=True)
 
     def __repr__(self) -> str:
         return f"<LostWorker at {self.name}, {self.times} of {self.times + self._left}>"
@@ -49,7 +49,7 @@ class LostWorker:
         self._left -= 1
         self.times += 1
         if not self._left and self._registry.source(self.name) is self._deadly:
-            self._registry.register(self.name, self._source)
+            self._registry.register(self.name, self._source, replace=True)
         raise WorkerDiedError
 
 

@@ -32,10 +32,10 @@ from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.observe.logs import discreet_logger, hiding, seldom
 from stabilize_celery.observe.scope import SCOPE, Scope, scoped
 from stabilize_celery.observe.tracing import NO_SPAN, RunSpan, Tracer
-from stabilize_celery.persistence.database import is_unavailable
+from stabilize_celery.persistence.database import is_unavailable, patiently
 from stabilize_celery.persistence.lease_store import Claimed
 from stabilize_celery.persistence.outbox import last_failure, message_of
-from stabilize_celery.persistence.snapshots import stage_of
+from stabilize_celery.persistence.snapshots import lend, stage_of
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.redaction import Redactor
 from stabilize_celery.settings import Settings
@@ -171,6 +171,8 @@ class _Attempt:
         self._stage = claimed.stage
         if isinstance(message, RunHook) and message.stage:
             self._stage = stage_of(message.stage, worker.store.head(message.workflow_id))
+        if self._stage is not None:
+            lend(self._stage, lambda id: patiently(lambda: worker.store.retrieve(id), worker.settings.lease))
         self._problem = claimed.problem
         self._number: int = claimed.row["attempts"]
         #: How it failed, once that is recorded.
@@ -317,6 +319,8 @@ class _Attempt:
         try:
             implementation = self._resolved()
         except TaskNotFoundError as error:
+            if self._worker.registry.is_excluded(self._task.implementing_class):
+                return failure(error, unmapped=True)
             return self._worker.unknown(f"task type {self._task.implementing_class!r}", str(error), self._row)
         if isinstance(message, RunHook):
             self._worker.keeper.limit(lease, self._settings.hook_time_limit)

@@ -12,6 +12,7 @@
                       ``{"get_timeout": {"give": 3600}}``; polls while ``polls`` is true
 ``unmade``            cannot even be made: its constructor raises KeyError
 ``function``          a plain function that returns what the context says under ``give``
+``around``            outputs what it sees of the other stages of its workflow
 ``see``               outputs under ``seen`` everything it sees; ``outputs`` what the task before it left
 ====================  ==========================================================================================
 
@@ -54,6 +55,7 @@ from stabilize_celery import (
     current_run,
     errors,
 )
+from stabilize_celery.context.stage_context import StageContext
 from stabilize_celery.dag.graph import StageGraphBuilder
 
 STEP = 0.01
@@ -255,6 +257,30 @@ class Hooked(Hooks, Script):
     pass
 
 
+class Around(Hooks):
+    def execute(self, stage: StageExecution) -> TaskResult:
+        record(stage, "start")
+        return TaskResult.success(outputs={"around": self._around(stage)})
+
+    def on_cleanup(self, stage: StageExecution) -> None:
+        record(stage, "on_cleanup", around=self._around(stage))
+
+    def _around(self, stage: StageExecution) -> dict[str, Any]:
+        context = StageContext(stage)
+        return {
+            "requires": sorted(stage.requisite_stage_ref_ids),
+            "join": stage.is_join,
+            "initial": stage.is_initial,
+            "upstream": sorted(ref_of(other) for other in stage.upstream_stages()),
+            "downstream": sorted(ref_of(other) for other in stage.downstream_stages()),
+            "ancestors": sorted(ref_of(other) for other in stage.ancestors()),
+            "all": {ref_of(other): str(other.status) for other in stage.execution.stages},
+            "itself": any(other is stage for other in stage.execution.stages),
+            "all of n": context.get_all("n"),
+            "n": context.get("n"),
+        }
+
+
 class Polling(Hooks, RetryableTask):
     def execute(self, stage: StageExecution) -> TaskResult:
         return follow_script(stage)
@@ -377,6 +403,7 @@ TASKS: dict[str, Any] = {
     "fail": Fail,
     "script": Script,
     "see": See,
+    "around": Around,
     "outputs": Outputs,
     "hooked": Hooked,
     "polling": Polling,

@@ -148,7 +148,7 @@ def test_somebody_approves(engine: ConformanceEngine, early: bool) -> None:
     run = engine.start(flow(stage("ask", "approval"), stage("b", "see", after=["ask"])))
     if not early:
         engine.wait_status(run, "ask", "SUSPENDED")
-    run.approve("ask", "kim", {"note": "fine"})
+    run.approve("ask", user="kim", data={"note": "fine"})
     result = engine.wait_final(run)
 
     expected = {"approved": True, "approval": {"note": "fine"}, "approved_by": "kim"}
@@ -170,7 +170,7 @@ def test_somebody_rejects(engine: ConformanceEngine, continues: bool) -> None:
         ),
         run=run,
     )
-    run.reject("ask", "kim", {"note": "no"})
+    run.reject("ask", user="kim", data={"note": "no"})
     result = engine.wait_final(run)
 
     answer = {"approved": False, "approval": {"note": "no"}, "rejected_by": "kim"}
@@ -219,7 +219,7 @@ def test_cancel_ends_everything_that_has_not_ended(engine: ConformanceEngine) ->
         )
     )
     engine.wait_status(run, "a", "SUSPENDED")
-    run.cancel("kim", "enough")
+    run.cancel(user="kim", reason="enough")
     result = engine.wait_final(run)
 
     assert result.statuses() == {"c": "SUCCEEDED", "a": "CANCELED", "b": "CANCELED"}
@@ -235,7 +235,7 @@ def test_a_running_task_is_told_and_its_result_does_not_count(engine: Conformanc
     late = [{"wait_file": never.path}, {"return": "success", "outputs": {"late": True}}]
     run = engine.start(flow(stage("a", "hooked", do=[late], on_cancel={**OK, "outputs": {"undone": 1}})))
     engine.wait_event(run, "a")
-    run.cancel("kim")
+    run.cancel(user="kim")
     # It watches current_run().cancelled, and ends.
     engine.wait_event(run, "a", "end")
     result = engine.wait_final(run)
@@ -258,7 +258,7 @@ def test_one_stage_is_canceled_and_other_branches_go_on(engine: ConformanceEngin
         )
     )
     engine.wait_status(run, "s", "SUSPENDED")
-    run.cancel_stage("a", "kim", "not this one")
+    run.cancel_stage("a", user="kim", reason="not this one")
     engine.wait_status(run, "a", "CANCELED")
     gate.open()
     result = engine.wait_final(run)
@@ -302,7 +302,7 @@ def test_nothing_is_polled_while_the_workflow_is_paused(engine: ConformanceEngin
     polls = [{"return": "running", "after": 0.02}] * 400
     run = engine.start(flow(stage("a", "polling", do=[*polls, OK], backoff=0.02), stage("b", after=["a"])))
     engine.wait_event(run, "a", count=2)
-    run.pause("kim")
+    run.pause(user="kim")
     engine.wait_status(run, "a", "PAUSED")
     paused = engine.settle(run)
     assert paused.status is S.PAUSED
@@ -312,7 +312,7 @@ def test_nothing_is_polled_while_the_workflow_is_paused(engine: ConformanceEngin
     assert details is not None
     assert details.is_paused
     assert details.paused_by == "kim"
-    run.resume("lee")
+    run.resume(user="lee")
     engine.wait_event(run, "a", count=before + 2)
     result = engine.result(run)
     assert result.stage("a").status is S.RUNNING
@@ -515,9 +515,9 @@ def test_a_message_that_is_delivered_again_does_not_fork_a_polling_task(engine: 
 def test_the_history_tells_who_did_what_when_and_why(engine: ConformanceEngine) -> None:
     run = engine.start(flow(stage("a", "script", do=[SUSPEND, OK]), stage("b", after=["a"])))
     engine.wait_status(run, "a", "SUSPENDED")
-    run.pause("kim")
+    run.pause(user="kim")
     engine.wait_until(lambda: run.status is S.PAUSED, run=run)
-    run.resume("lee")
+    run.resume(user="lee")
     engine.wait_until(lambda: run.status is S.RUNNING, run=run)
     run.signal("a", "go", user="pat")
     engine.wait_final(run)

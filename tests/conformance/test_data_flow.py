@@ -237,3 +237,42 @@ def test_outputs_that_cannot_be_stored_fail_the_task_and_say_which(
     assert "stage a" in result.error("a")
     assert result.stage("a").outputs == {}
     assert result.status is S.TERMINAL
+
+
+def test_a_running_task_sees_the_stages_around_it(engine: ConformanceEngine) -> None:
+    result = engine.run(
+        flow(
+            stage("a", outputs={"n": 1}),
+            stage("b", outputs={"n": 2}, after=["a"]),
+            stage("c", after=["a"]),
+            stage("d", "around", after=["b", "c"]),
+            stage("e", after=["d"]),
+        )
+    )
+
+    wanted = {
+        "requires": ["b", "c"],
+        "join": True,
+        "initial": False,
+        "upstream": ["b", "c"],
+        "downstream": ["e"],
+        "ancestors": ["a", "b", "c"],
+        "all": {"a": "SUCCEEDED", "b": "SUCCEEDED", "c": "SUCCEEDED", "d": "RUNNING", "e": "NOT_STARTED"},
+        "itself": True,
+        "all of n": [2, 1],
+        "n": 2,
+    }
+    assert result.status is S.SUCCEEDED
+    assert result.stage("d").outputs["around"] == wanted
+    hook = engine.wait_event(result.run, "d", "on_cleanup").events("on_cleanup", "d")[0]["around"]
+    assert {**hook, "all": {}} == {**wanted, "all": {}}
+
+
+def test_a_synthetic_stage_sees_its_parent_and_what_is_before_it(engine: ConformanceEngine) -> None:
+    plan = {"before": [{"name": "x", "task": "around"}]}
+    result = engine.run(flow(stage("a", outputs={"n": 1}), stage("b", after=["a"], plan=plan)))
+
+    around = result.stage("x").outputs["around"]
+    assert around["ancestors"] == ["a", "b"]
+    assert around["all"]["b"] == "RUNNING"
+    assert around["itself"] is True

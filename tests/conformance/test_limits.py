@@ -113,7 +113,7 @@ def test_a_waiting_one_may_be_canceled(engine: ConformanceEngine) -> None:
     line = Line(engine, limit=2)
     for _ in range(4):
         line.add()
-    line.runs[2].cancel("kim", "not needed")
+    line.runs[2].cancel(user="kim", reason="not needed")
     line.wait("RUNNING", "RUNNING", "CANCELED", "BUFFERED")
     line.gates[1].open()
     line.wait("RUNNING", "SUCCEEDED", "CANCELED", "RUNNING")

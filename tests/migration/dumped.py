@@ -93,9 +93,9 @@ def runs(engine: Stabilize) -> dict[str, WorkflowRun]:
 def answer(run: WorkflowRun) -> None:
     """Do what the run waits for."""
     if run.status is S.PAUSED:
-        run.resume("kim")
+        run.resume(user="kim")
     else:
-        run.approve("a", "kim")
+        run.approve("a", user="kim")
 
 
 def answer_all(engine: Stabilize) -> None:

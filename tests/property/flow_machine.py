@@ -224,12 +224,12 @@ class Machine:
         stage = stages[control.target % len(stages)]
         ref = stage.name if stage.is_synthetic else stage.ref_id
         verbs = {
-            "cancel": lambda: run.cancel("kim", "enough", force=control.flag),
-            "pause": lambda: run.pause("kim"),
-            "resume": lambda: run.resume("kim"),
-            "cancel_stage": lambda: run.cancel_stage(ref, "kim"),
-            "skip_stage": lambda: run.skip_stage(ref, "kim"),
-            "restart_stage": lambda: run.restart_stage(ref, "kim"),
+            "cancel": lambda: run.cancel(user="kim", reason="enough", force=control.flag),
+            "pause": lambda: run.pause(user="kim"),
+            "resume": lambda: run.resume(user="kim"),
+            "cancel_stage": lambda: run.cancel_stage(ref, user="kim"),
+            "skip_stage": lambda: run.skip_stage(ref, user="kim"),
+            "restart_stage": lambda: run.restart_stage(ref, user="kim"),
             "signal": lambda: run.signal(ref, "go", {"n": 1}, persistent=control.flag),
             "duplicate": self._duplicate,
         }
@@ -272,7 +272,7 @@ class Machine:
             for run in waiting:
                 workflow = run.workflow()
                 if workflow.status is S.PAUSED:
-                    run.resume("kim")
+                    run.resume(user="kim")
                 for stage in workflow.stages:
                     if stage.status is S.SUSPENDED:
                         run.signal(stage.name if stage.is_synthetic else stage.ref_id, "go", {"n": 2})

@@ -90,7 +90,7 @@ class RandomWorkflows:
         )
         keeper = engine.dispatcher.keeper
         assert isinstance(keeper, SimulatedKeeper)
-        engine.registry.register(TASK_TYPE, ScriptedTask(keeper.expire))
+        engine.registry.register(TASK_TYPE, ScriptedTask(keeper.expire), replace=True)
         with world.exists():
             for number, stages in enumerate(plan.workflows):
                 if stages:
@@ -129,14 +129,14 @@ class _Controls:
         if control.verb not in ("cancel", "pause", "resume"):
             subject += f" / {ref}"
         verbs = {
-            "cancel": lambda: run.cancel("kim", "enough", force=control.flag),
-            "pause": lambda: run.pause("kim"),
-            "resume": lambda: run.resume("kim"),
-            "cancel_stage": lambda: run.cancel_stage(ref, "kim"),
-            "skip_stage": lambda: run.skip_stage(ref, "kim"),
-            "restart_stage": lambda: run.restart_stage(ref, "kim"),
-            "restart_failed": lambda: run.restart_stage(ref, "kim"),
-            "restart_ended": lambda: run.restart_stage(ref, "kim"),
+            "cancel": lambda: run.cancel(user="kim", reason="enough", force=control.flag),
+            "pause": lambda: run.pause(user="kim"),
+            "resume": lambda: run.resume(user="kim"),
+            "cancel_stage": lambda: run.cancel_stage(ref, user="kim"),
+            "skip_stage": lambda: run.skip_stage(ref, user="kim"),
+            "restart_stage": lambda: run.restart_stage(ref, user="kim"),
+            "restart_failed": lambda: run.restart_stage(ref, user="kim"),
+            "restart_ended": lambda: run.restart_stage(ref, user="kim"),
             "signal": lambda: run.signal(ref, "go", {"n": 1}, persistent=control.flag),
         }
         try:
@@ -174,7 +174,7 @@ def _let_go(run: WorkflowRun, world: World) -> None:
     workflow = run.workflow()
     if workflow.status is S.PAUSED:
         world.note(f"a person: resume {workflow.name}")
-        run.resume("kim")
+        run.resume(user="kim")
     for stage in workflow.stages:
         if stage.status is S.SUSPENDED:
             world.note(f"a person: signal {workflow.name} / {stage.name}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
 
-from stabilize_celery import Stabilize, StageExecution, Workflow
-from stabilize_celery.errors import TaskNotFoundError
+from stabilize_celery import Stabilize, StageExecution, Task, TaskRegistry, TaskResult, Workflow
+from stabilize_celery.errors import ConfigurationError, TaskNotFoundError
+from stabilize_celery.settings import Settings
 
 
 def workflow(type_name: str) -> Workflow:
@@ -32,6 +36,101 @@ def test_a_process_without_types_leaves_it_to_the_workers(tmp_path: Path) -> Non
     run = engine.start(workflow("known_elsewhere"))
     assert run.workflow().stages[0].tasks[0].implementing_class == "known_elsewhere"
     engine.close()
+
+
+def charge(stage: StageExecution) -> None:
+    """A task at the top level of a module."""
+
+
+def refund(stage: StageExecution) -> None:
+    """Another."""
+
+
+class Ship(Task):
+    def execute(self, stage: StageExecution) -> TaskResult:
+        return TaskResult.success()
+
+
+def _again(source: Any) -> Any:
+    """The same function or class, as a second import of its module makes it."""
+    made: dict[str, Any] = {"__name__": source.__module__, "StageExecution": StageExecution, "Task": Task}
+    made["TaskResult"] = TaskResult
+    exec(textwrap.dedent(inspect.getsource(source)), made)
+    return made[source.__name__]
+
+
+def test_a_type_that_is_registered_twice_is_refused() -> None:
+    registry = TaskRegistry()
+    registry.register("pay", charge)
+    with pytest.raises(
+        ConfigurationError, match=r"'pay' is registered already: charge of .*, and now refund of"
+    ):
+        registry.register("pay", refund)
+    with pytest.raises(ConfigurationError, match="now Ship of"):
+        registry.register("pay", Ship)
+    assert registry.resolve("pay").name == "charge"  # type: ignore[attr-defined]
+
+
+def test_functions_made_within_others_are_not_taken_for_the_same() -> None:
+    registry = TaskRegistry()
+    registry.register("pay", lambda stage: None)
+    with pytest.raises(ConfigurationError, match="give one of them another name"):
+        registry.register("pay", lambda stage: None)
+
+
+@pytest.mark.parametrize("source", [charge, Ship])
+def test_a_module_may_be_imported_again(source: Any) -> None:
+    registry = TaskRegistry()
+    registry.register("pay", source)
+    registry.register("pay", source)
+    again = _again(source)
+    registry.register("pay", again)
+    assert getattr(registry.source("pay"), "function", registry.source("pay")) is again
+
+
+def test_a_built_in_type_may_be_replaced_and_a_stand_in_says_so() -> None:
+    with Stabilize.embedded() as engine:
+        engine.registry.register("shell", charge)
+        with pytest.raises(ConfigurationError, match="registered already"):
+            engine.registry.register("shell", refund)
+        engine.registry.register("shell", refund, replace=True)
+        assert engine.registry.resolve("shell").name == "refund"  # type: ignore[attr-defined]
+
+
+def test_a_deployment_may_do_without_types_that_run_programs() -> None:
+    with Stabilize.embedded(builtin_tasks=["http"], check_types=False) as engine:
+        for name in ("shell", "python", "docker", "ShellTask", "stabilize.tasks.shell"):
+            with pytest.raises(
+                TaskNotFoundError, match=r"left out of this deployment by .*stabilize_builtin_tasks"
+            ):
+                engine.start(workflow(name))
+        assert engine.find() == []
+        assert engine.registry.knows("http")
+        with pytest.raises(TaskNotFoundError, match="left out"):
+            engine.registry.resolve("shell")
+
+
+def test_a_type_of_ones_own_takes_the_name_of_one_that_is_left_out() -> None:
+    engine = Stabilize()
+    engine.registry.register("shell", charge)
+    engine._use(Settings.of(database_url="sqlite://", builtin_tasks=()))
+    assert engine.registry.resolve("shell").name == "charge"  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_does_without_a_type_fails_its_stage() -> None:
+    with Stabilize.embedded() as engine:
+        run = engine.start(
+            Workflow.create("t", "t", [StageExecution.single("a", "shell", {"command": "true"})])
+        )
+        engine.registry.exclude(["shell"])
+        engine.processor.drain()
+        assert "left out of this deployment" in run.workflow().stages[0].context["error"]
+
+
+def test_there_is_no_such_built_in_type_to_choose() -> None:
+    with pytest.raises(ConfigurationError, match="stabilize_builtin_tasks"):
+        Settings.of(builtin_tasks="shell,ssh")
+    assert Settings.of(builtin_tasks="shell, http").builtin_tasks == ("shell", "http")
 
 
 @pytest.fixture

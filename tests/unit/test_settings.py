@@ -31,6 +31,11 @@ def test_the_configuration_beats_the_environment() -> None:
         ({"stabilize_leese": 3}, "there is no setting stabilize_leese"),
         ({"stabilize_lease": "soon"}, r"stabilize_lease: .* \(is 'soon'\)"),
         ({"stabilize_max_attempts": 0}, "stabilize_max_attempts"),
+        ({"stabilize_lease": float("inf")}, "stabilize_lease"),
+        ({"stabilize_lease": "nan"}, "stabilize_lease"),
+        ({"stabilize_heartbeat": True}, "stabilize_heartbeat: .*truth value"),
+        ({"stabilize_retry_delay_max": 1e300}, "stabilize_retry_delay_max"),
+        ({"stabilize_retention": -1}, "stabilize_retention"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(values: dict[str, object], told: str) -> None:

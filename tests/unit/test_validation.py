@@ -161,3 +161,10 @@ def test_validation_can_be_repeated() -> None:
     before = repr(workflow)
     validate_workflow(workflow)
     assert repr(workflow) == before
+
+
+@pytest.mark.parametrize("milliseconds", ["200", True, -1, 1e300, [1]])
+def test_a_time_limit_of_a_stage_that_is_none(milliseconds: Any) -> None:
+    with pytest.raises(InvalidWorkflowError, match="stage a: stageTimeoutMs is a number of milliseconds"):
+        create(stage(context={"stageTimeoutMs": milliseconds}))
+    assert create(stage(context={"stageTimeoutMs": 0.5})).stages[0].context == {"stageTimeoutMs": 0.5}

@@ -104,7 +104,7 @@ ACTIONS: Mapping[str, Action] = {
     "approve": Action(
         "Let an approval stage succeed.",
         lambda engine, asked: engine.approve(
-            asked.workflow_id, asked.ref_id, asked.user, asked.body.get("data")
+            asked.workflow_id, asked.ref_id, user=asked.user, data=asked.body.get("data")
         ),
         required=("stage_id",),
         optional=("data",),
@@ -112,7 +112,7 @@ ACTIONS: Mapping[str, Action] = {
     "reject": Action(
         "Let an approval stage fail.",
         lambda engine, asked: engine.reject(
-            asked.workflow_id, asked.ref_id, asked.user, asked.body.get("data")
+            asked.workflow_id, asked.ref_id, user=asked.user, data=asked.body.get("data")
         ),
         required=("stage_id",),
         optional=("data",),

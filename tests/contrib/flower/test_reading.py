@@ -77,7 +77,7 @@ def test_only_what_has_changed_is_told_and_what_is_gone(engine: Stabilize):
     assert graph.changes_since(engine.store, run.id, first.mark) is None
     assert isinstance(engine._clock, FakeClock)
     engine._clock.advance(3600)
-    run.approve("ask", "kim")
+    run.approve("ask", user="kim")
     engine.processor.drain()
     engine._clock.advance(3600)
     changed = graph.changes_since(engine.store, run.id, first.mark)
@@ -87,7 +87,7 @@ def test_only_what_has_changed_is_told_and_what_is_gone(engine: Stabilize):
         "end": "SUCCEEDED",
     }
     assert changed.workflow.status.name == "SUCCEEDED"
-    run.restart_stage("end", "kim")
+    run.restart_stage("end", user="kim")
     engine.processor.drain()
     again = graph.changes_since(engine.store, run.id, changed.mark)
     assert again is not None

@@ -93,7 +93,7 @@ def test_a_signal_that_died_reaches_the_stage_in_its_new_pass(bench: Bench) -> N
     run = bench.stabilize.start(flow(stage("ask", "approval")))
     bench.drain()
     with poison(bench, "SignalStage"):
-        run.approve("ask", "kim")
+        run.approve("ask", user="kim")
         bench.drain()
     (letter,) = bench.stabilize.dead_letters()
     assert run.status is S.TERMINAL
@@ -108,7 +108,7 @@ def test_a_cancellation_that_died_cancels(bench: Bench) -> None:
     run = bench.stabilize.start(flow(stage("ask", "approval")))
     bench.drain()
     with poison(bench, "CancelWorkflow"):
-        run.cancel("kim", "enough")
+        run.cancel(user="kim", reason="enough")
         bench.drain()
     (letter,) = bench.stabilize.dead_letters()
 

@@ -34,7 +34,7 @@ def test_a_task_that_does_not_listen_is_ended_with_its_process(deploy: Deploy) -
     pid = processes_of(engine.wait_event(run, "deaf"), "deaf")[0]
     assert pid in worker.pool_pids()
 
-    run.cancel("kim", "enough", force=True)
+    run.cancel(user="kim", reason="enough", force=True)
     engine.wait_until(lambda: ended(pid), run=run)
     result = engine.wait_final(run)
     # The message of the task that was killed falls due when its lease ends; it must not run again.
@@ -90,7 +90,7 @@ def test_the_order_to_end_survives_the_loss_of_the_broker(deploy: Deploy, own_ra
     pid = processes_of(engine.wait_event(run, "deaf"), "deaf")[0]
 
     own_rabbit.kill()
-    run.cancel("kim", force=True)
+    run.cancel(user="kim", force=True)
     assert run.status is S.RUNNING
     assert not ended(pid)
     own_rabbit.start()
@@ -112,7 +112,7 @@ def test_the_order_to_end_survives_the_loss_of_the_worker(deploy: Deploy) -> Non
     engine.wait_event(run, "deaf")
 
     first.kill()
-    run.cancel("kim", force=True)
+    run.cancel(user="kim", force=True)
     deployment.worker(pool="prefork", concurrency=1)
     engine.wait_until(run.ready, 60, run)
     engine.wait_event(run, "deaf", "on_cleanup")

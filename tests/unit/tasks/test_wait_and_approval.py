@@ -93,6 +93,9 @@ def test_a_wait_that_is_restarted_waits_again(stabilize: StabilizeForTests) -> N
         {"waitTime": "soon"},
         {"waitTime": 1, "until": "2030-01-01"},
         {"until": "tomorrow"},
+        {"waitTime": True},
+        {"seconds": 1e12},
+        {"seconds": "inf"},
     ],
 )
 def test_waits_that_make_no_sense(stabilize: StabilizeForTests, context: dict[str, Any]) -> None:

@@ -1,0 +1,159 @@
+"""The handle on a run: what get() waits for and gives, and how its verbs are called."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stabilize_celery import (
+    FakeClock,
+    Stabilize,
+    StageDefinitionBuilder,
+    StageExecution,
+    SyntheticStageOwner,
+    TaskExecution,
+    TaskResult,
+    Workflow,
+    WorkflowRun,
+    WorkflowStatus,
+    WorkflowTimeoutError,
+)
+from stabilize_celery.control import Control
+from stabilize_celery.dag.graph import StageGraphBuilder
+
+single = StageExecution.single
+#: What a verb acts on, which may be given by position.
+ACTED_ON = {"self", "workflow_id", "ref_id", "name", "data"}
+VERBS = [
+    "cancel",
+    "cancel_stage",
+    "pause",
+    "resume",
+    "restart_stage",
+    "skip_stage",
+    "signal",
+    "approve",
+    "reject",
+]
+
+
+@pytest.fixture
+def engine() -> Iterator[Stabilize]:
+    with Stabilize.embedded() as engine:
+        yield engine
+
+
+def flow(*stages: StageExecution) -> Workflow:
+    return Workflow.create("test", "handle", list(stages))
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_get_works_in_an_embedded_engine(concurrency: int) -> None:
+    with Stabilize.embedded(concurrency=concurrency) as engine:
+        engine.task("give")(lambda stage: {"n": 3})
+        run = engine.start(flow(single("a", "give"), single("b", "noop", requires={"a"})))
+        assert run.status is WorkflowStatus.NOT_STARTED, "asking for the status drives nothing"
+        assert not run.ready()
+        assert run.get() == {"n": 3}
+
+
+def test_get_goes_on_after_an_approval(engine: Stabilize) -> None:
+    run = engine.start(flow(single("ask", "approval")))
+    engine.processor.drain()
+    with pytest.raises(WorkflowTimeoutError):
+        run.get(timeout=0)
+    assert run.workflow().stages[0].status is WorkflowStatus.SUSPENDED
+    run.approve("ask", user="kim")
+    assert run.get()["approved_by"] == "kim"
+
+
+def test_get_waits_for_what_another_thread_does(engine: Stabilize) -> None:
+    run = engine.start(flow(single("ask", "approval")))
+    waiting = threading.Event()
+
+    def approve() -> None:
+        waiting.wait(30)
+        run.approve("ask", user="lee")
+
+    thread = threading.Thread(target=approve)
+    thread.start()
+    engine.processor.drain()
+    waiting.set()
+    assert run.get(timeout=60)["approved_by"] == "lee"
+    thread.join()
+
+
+def test_get_of_a_task_within_another_task() -> None:
+    with Stabilize.embedded(concurrency=1) as engine:
+        engine.task("give")(lambda stage: {"n": 3})
+
+        @engine.task("outer")
+        def outer(stage: StageExecution) -> dict[str, Any]:
+            return {"inner": engine.start(flow(single("a", "give"))).get(timeout=60)}
+
+        assert engine.start(flow(single("o", "outer"))).get(timeout=60) == {"inner": {"n": 3}}
+
+
+def test_get_moves_a_clock_that_stands_still() -> None:
+    with Stabilize.embedded(clock=FakeClock()) as engine:
+        run = engine.start(flow(single("w", "wait", {"seconds": 86400})))
+        assert run.get(timeout=60) == {"waitedSeconds": 86400}
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), "3", True])
+def test_a_timeout_that_is_none(engine: Stabilize, timeout: Any) -> None:
+    run = engine.start(flow(single("ask", "approval")))
+    with pytest.raises((TypeError, ValueError), match="timeout is a number of seconds"):
+        run.get(timeout=timeout)
+    with pytest.raises(WorkflowTimeoutError):
+        run.get(timeout=-1)
+
+
+class Before(StageDefinitionBuilder):
+    type = "with_before"
+
+    def before_stages(self, stage: StageExecution, graph: StageGraphBuilder) -> None:
+        task = TaskExecution.create("look", "look")
+        graph.add(
+            StageExecution.create_synthetic(
+                "plain", "look", stage, SyntheticStageOwner.STAGE_BEFORE, tasks=[task]
+            )
+        )
+
+
+def test_get_gives_no_outputs_of_synthetic_stages(engine: Stabilize) -> None:
+    engine.register_builder(Before())
+    engine.task("look")(lambda stage: {"found": 1, "secretly": 2})
+    engine.task("take")(lambda stage: TaskResult.success(outputs={"took": stage.context["found"]}))
+    stage = single("a", "take")
+    stage.type = "with_before"
+    assert engine.run(flow(stage)).get() == {"took": 1}
+
+
+@pytest.mark.parametrize("owner", [WorkflowRun, Control])
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_take_by_position_only_what_they_act_on(owner: type, verb: str) -> None:
+    parameters = inspect.signature(getattr(owner, verb)).parameters.values()
+    by_position = {p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY}
+    assert by_position <= (ACTED_ON if verb == "signal" else ACTED_ON - {"name", "data"})
+
+
+def test_a_reason_is_not_taken_for_a_user(engine: Stabilize) -> None:
+    run = engine.start(flow(single("ask", "approval")))
+    with pytest.raises(TypeError):
+        run.cancel("out of stock")  # type: ignore[misc]
+    run.cancel(reason="out of stock")
+    engine.processor.drain()
+    assert run.workflow().cancellation_reason == "out of stock"
+
+
+def test_models_show_themselves_in_a_line() -> None:
+    stages = [single(str(n), "noop", {"big": "x" * 10_000}) for n in range(500)]
+    workflow = flow(*stages)
+    assert repr(workflow) == f"<Workflow {workflow.id} test/handle NOT_STARTED, 500 stages>"
+    assert repr(stages[0]) == "<StageExecution 0 (noop) NOT_STARTED>"
+    assert repr(stages[0].tasks[0]) == "<TaskExecution 0 (noop) NOT_STARTED>"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
@@ -30,6 +31,23 @@ _HINTS: tuple[tuple[tuple[type, ...], str], ...] = (
     ((Iterator,), "give a list: list(value)"),
     ((Mapping,), "give a plain mapping: dict(value)"),
 )
+
+
+def celery_form(value: Any) -> Any:
+    """A value in the form in which Celery's JSON carries it, from which it is restored where a Celery task gets it.
+
+    That is the type and a text of dates, times, decimals, UUIDs and bytes; anything else is given back as it is.
+    """
+    if isinstance(value, datetime | date | time):
+        kind = "datetime" if isinstance(value, datetime) else "date" if isinstance(value, date) else "time"
+        return {"__type__": kind, "__value__": value.isoformat()}
+    if isinstance(value, Decimal):
+        return {"__type__": "decimal", "__value__": str(value)}
+    if isinstance(value, UUID):
+        return {"__type__": "uuid", "__value__": {"hex": value.hex}}
+    if isinstance(value, bytes):
+        return {"__type__": "base64", "__value__": b64encode(value).decode()}
+    return value
 
 
 def ensure_json(value: Any, where: str, error: type[StabilizeError] = InvalidWorkflowError) -> None:

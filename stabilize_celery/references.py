@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.errors import ExpressionError, InvalidWorkflowError, PermanentError
 from stabilize_celery.expressions import parse
+from stabilize_celery.jsonable import celery_form
 from stabilize_celery.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def stored(value: Any, where: str) -> Any:
         return [stored(item, f"{where}[{number}]") for number, item in enumerate(value)]
     if callable(value):
         return {CALL: _import_path(value, where)}
-    return value
+    return celery_form(value)
 
 
 def _import_path(function: Callable[..., Any], where: str) -> str:

@@ -76,10 +76,7 @@ class Workflow:
 
     def __repr__(self) -> str:
         count = len(self.stages)
-        return (
-            f"<Workflow {self.id} {self.application}/{self.name} {self.status}, "
-            f"{count} stage{'s' if count != 1 else ''}>"
-        )
+        return f"<Workflow {self.name} {self.id} {self.status}, {count} stage{'s' if count != 1 else ''}>"
 
     def __post_init__(self) -> None:
         for stage in self.stages:

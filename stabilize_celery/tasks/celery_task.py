@@ -166,7 +166,8 @@ def _call_in_place(app: Celery, call: CeleryCall, stage: StageExecution) -> Task
     run = current_run()
     task_id = None if run is None else celery_task_id(run.task_id, run.generation)
     links = {key: call.options.get(key) for key in ("link", "link_error")}
-    result = app.tasks[call.task].apply(call.args, call.kwargs, task_id=task_id, throw=False, **links)
+    args, kwargs = _restored([call.args, call.kwargs])
+    result = app.tasks[call.task].apply(args, kwargs, task_id=task_id, throw=False, **links)
     return conclude(stage, result.state, result.result, ignored=bool(app.tasks[call.task].ignore_result))
 
 
@@ -216,6 +217,8 @@ def _outputs(stage: StageExecution, value: Any, ignored: bool) -> dict[str, Any]
     key = stage.own_context.get(RESULT_KEY)
     if key == "":
         return {}
+    # A time or a decimal is a mapping only in the form in which it is stored.
+    merged = isinstance(value, dict)
     try:
         value = plain(value)
     except InvalidOutputError:
@@ -224,9 +227,18 @@ def _outputs(stage: StageExecution, value: Any, ignored: bool) -> dict[str, Any]
         raise
     if key:
         return {str(key): value}
-    if isinstance(value, dict):
+    if isinstance(value, dict) and (merged or "__type__" not in value):
         return value
     return {} if value is None else {"result": value}
+
+
+def _restored(value: Any) -> Any:
+    """What a worker would make of a value that Celery's JSON carries."""
+    from kombu.utils import json as kombu_json
+
+    loads: Any = kombu_json.loads
+    text = json.dumps(value)
+    return loads(text) if '"__type__"' in text else value
 
 
 def plain(value: Any) -> Any:

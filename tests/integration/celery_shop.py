@@ -141,6 +141,17 @@ def register(app: Celery) -> None:  # noqa: C901
         except KeyError as error:
             raise self.retry(exc=error, countdown=0.01) from error
 
+    class Legacy(app.Task):  # type: ignore[name-defined,misc]
+        """As tasks were written before there were decorators."""
+
+        name = "shop.legacy"
+
+        def run(self, x: int, y: int = 1) -> dict[str, Any]:
+            note("legacy", y=y)
+            return {"sum": x + y}
+
+    app.register_task(Legacy())
+
     @task(name="shop.object", ignore_result=True)
     def thing() -> Any:
         note("object")

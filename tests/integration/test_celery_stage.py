@@ -139,6 +139,10 @@ def test_times_come_back_as_times(busy: Shop) -> None:
     assert day["__value__"].startswith("2024-02-29")
 
 
+def test_a_task_made_of_a_class(busy: Shop) -> None:
+    assert busy.start_one("legacy", 2, 3).get(timeout=40) == {"sum": 5}
+
+
 def test_ignore_skips_and_reject_fails(busy: Shop) -> None:
     run = busy.start(
         busy.stage("ignore", busy.sig("ignore")), busy.stage("add", busy.sig("add", 1), ("ignore",))

@@ -154,6 +154,6 @@ def test_a_reason_is_not_taken_for_a_user(engine: Stabilize) -> None:
 def test_models_show_themselves_in_a_line() -> None:
     stages = [single(str(n), "noop", {"big": "x" * 10_000}) for n in range(500)]
     workflow = flow(*stages)
-    assert repr(workflow) == f"<Workflow {workflow.id} test/handle NOT_STARTED, 500 stages>"
+    assert repr(workflow) == f"<Workflow handle {workflow.id} NOT_STARTED, 500 stages>"
     assert repr(stages[0]) == "<StageExecution 0 (noop) NOT_STARTED>"
     assert repr(stages[0].tasks[0]) == "<TaskExecution 0 (noop) NOT_STARTED>"

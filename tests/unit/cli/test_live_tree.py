@@ -59,7 +59,9 @@ def terminal(screen: Screen, height: int = 30) -> Console:
 
 def test_a_terminal_sees_it_change(run: WorkflowRun, screen: Screen) -> None:
     seen: list[bool] = []
-    run._engine.registry.register("slow", lambda stage: seen.append(screen.wait_for("✔ quick", "▶ slow")))
+    run._engine.registry.register(
+        "slow", lambda stage: seen.append(screen.wait_for("✔ quick", "▶ slow")), replace=True
+    )
     with LiveTree(run, console=terminal(screen), animate=True):
         run._engine.processor.drain(30)
     assert seen == [True], screen.getvalue()

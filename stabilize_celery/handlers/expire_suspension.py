@@ -11,6 +11,7 @@ from stabilize_celery.handlers.lifecycle import (
     cancel_stage,
     descendants,
     finish_task,
+    log_failure,
     send_hooks,
     transition,
     update_context,
@@ -41,6 +42,7 @@ class ExpireSuspensionHandler(Handler[ExpireSuspension]):
             # Its time stands still; resumed, the workflow sends another.
             return
         error = f"task {task.name} waited for a signal longer than it may"
+        log_failure(stage, error)
         update_context(unit, stage, {"error": error})
         task.task_exception_details = {"details": {"error": error, "transient": False}}
         wake(unit, stage, task, "no signal in time")
@@ -73,6 +75,7 @@ class ExpireStageHandler(Handler[ExpireStage]):
             return
         unit.whole(stage.execution.id)
         error = TaskTimeoutError(f"stage {stage.called} exceeded its stageTimeoutMs")
+        log_failure(stage, str(error))
         self._cancel_work(unit, stage, str(error))
         described = describe_error(error, transient=False)
         update_context(unit, stage, {TIMED_OUT: True, "error": str(error), "exception": described})

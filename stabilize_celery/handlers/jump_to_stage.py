@@ -12,6 +12,7 @@ from stabilize_celery.handlers.branches import resume_progress, stage_ended
 from stabilize_celery.handlers.lifecycle import (
     clear_timers,
     finish_task,
+    log_failure,
     remove_children,
     reset_stage,
     send_hooks,
@@ -125,6 +126,7 @@ class JumpToStageHandler(Handler[JumpToStage]):
 
     def _refuse(self, unit: Unit, source: StageExecution, error: str) -> None:
         """The source fails, whatever its failure policy: a loop that is not stopped would never end."""
+        log_failure(source, error)
         update_context(unit, source, {"jump_error": error, "error": error})
         for task in source.tasks:
             if task.status is S.REDIRECT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -22,6 +23,8 @@ from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.status import validate_transition
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
+
+logger = logging.getLogger(__name__)
 
 #: The signal a sub-workflow sends when it ends.
 SUB_WORKFLOW_ENDED = "_sub_workflow_ended"
@@ -312,3 +315,9 @@ def give_back_slot(unit: Unit, workflow: Workflow) -> None:
     if workflow.pipeline_config_id:
         unit.hold_slot(workflow, False)
         unit.send(StartWaitingWorkflows(pipeline_config_id=workflow.pipeline_config_id))
+
+
+def log_failure(stage: StageExecution, why: str) -> None:
+    """Log that a stage fails without an attempt that does, of which the worker would tell; ``why`` tells no secret."""
+    workflow = stage.execution
+    logger.error("stage %s of workflow %s (%s) failed: %s", stage.called, workflow.name, workflow.id, why)

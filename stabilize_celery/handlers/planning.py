@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,16 +15,15 @@ from stabilize_celery.errors import (
     StageError,
     UnknownReducerError,
     describe_error,
+    described_traceback,
     error_text,
 )
 from stabilize_celery.handlers.branches import start_all
-from stabilize_celery.handlers.lifecycle import PLANNING_FAILED, update_context
+from stabilize_celery.handlers.lifecycle import PLANNING_FAILED, log_failure, update_context
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.stages.builder import StageDefinitionBuilder
 from stabilize_celery.tasks.options import redactor_of
-
-logger = logging.getLogger(__name__)
 
 
 class PlanningFailedError(Exception):
@@ -88,10 +86,11 @@ def planning_failed(unit: Unit, stage: StageExecution, phase: Phase, error: Plan
     cause = error.__cause__ or error
     hide = redactor_of(stage, unit.redact_keys, error.seen)
     told = hide.text(error_text(cause))
-    logger.warning("planning %s stages of %s failed: %s", phase.value, stage.called, told[:1000])
+    described = hide.value(describe_error(cause, transient=False))
+    log_failure(stage, f"planning its {phase.value} stages raised\n{described_traceback(described)}")
     changes: dict[str, Any] = {PLANNING_FAILED[phase]: True}
     if phase is not Phase.ON_FAILURE:
-        changes |= {"exception": hide.value(describe_error(cause, transient=False)), "error": told}
+        changes |= {"exception": described, "error": told}
     update_context(unit, stage, changes)
     unit.change(stage, planned={**stage.planned, phase.value: 0}, open_children=0)
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import traceback
 
 import pytest
 
-from stabilize_celery import Stabilize, StageExecution, TaskResult, TransientError, Workflow
+from stabilize_celery import (
+    Stabilize,
+    StageDefinitionBuilder,
+    StageExecution,
+    TaskResult,
+    TransientError,
+    Workflow,
+    WorkflowStatus,
+)
 from stabilize_celery.observe.logs import ContextFilter
 from stabilize_celery.tasks.run import current_run
 
@@ -107,6 +116,43 @@ def _noted(error, note):
 def _caused(error, cause):
     error.__cause__ = cause
     return error
+
+
+class Broken(StageDefinitionBuilder):
+    """Plans nothing, and says a secret instead."""
+
+    type = "work"
+
+    def before_stages(self, stage, graph):
+        raise ValueError(f"no plan with {stage.context['password']}")
+
+
+@pytest.mark.parametrize(
+    ("body", "context", "why"),
+    [
+        (lambda: TaskResult.suspend(timeout=0.01), {}, "waited for a signal longer than it may"),
+        (
+            lambda: TaskResult.suspend(timeout=None),
+            {"stageTimeoutMs": 2000},
+            "stage work exceeded its stageTimeoutMs",
+        ),
+        (lambda: TaskResult.jump_to("nowhere"), {}, "nowhere"),
+        (
+            Broken,
+            {"password": SECRET},
+            r"planning its before stages raised\n(.*\n)+ValueError: no plan with \*\*\*",
+        ),
+    ],
+)
+def test_a_stage_that_fails_without_an_attempt_that_does_is_logged_too(engine, caplog, body, context, why):
+    if body is Broken:
+        engine.register_builder(Broken())
+    failed = run(engine, body if body is not Broken else (lambda: None), **context)
+    assert failed.wait(timeout=30) is WorkflowStatus.TERMINAL
+    [record] = told(caplog, logging.ERROR)
+    where = re.escape(f"stage work of workflow order ({failed.id}) failed: ")
+    assert re.match(rf"{where}(.*){why}", record.getMessage())
+    assert SECRET not in caplog.text
 
 
 def test_an_error_that_is_raised_again_and_again_tells_of_the_last_time(engine, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -177,6 +178,8 @@ class _Attempt:
         self._number: int = claimed.row["attempts"]
         #: How it failed, once that is recorded.
         self.failed: Exception | None = None
+        #: That it took too long is recorded.
+        self._expired = threading.Event()
         #: Once it has been made, which runs code of the user's.
         self._implementation: Task | None = None
         #: The time limit that counts is that of the stage, to whose failures its policy applies.
@@ -311,7 +314,11 @@ class _Attempt:
             if lease.stopped:
                 outcome = Outcome(Verdict.HANDED_BACK)
             span.ended(None if lease.expired else outcome)
-        return None if lease.expired else outcome
+        if lease.expired:
+            # Then that is what is told of this attempt, also if the code came back by itself meanwhile.
+            self._expired.wait(self._settings.lease)
+            return None
+        return outcome
 
     def _execute(self, lease: Lease) -> Any:
         """Everything of the user's that a call needs: constructor, hooks, body."""
@@ -353,11 +360,14 @@ class _Attempt:
         """The time is over: settle it from here, whatever its code does."""
         what = f"timed out after {lease.limit:g}s"
         message = self._message
-        if isinstance(message, RunHook):
-            error = TaskTimeoutError(f"{message.hook} {what}", task_name=self._task.name)
-            self._finish(failure(error))
-        else:
-            self._finish(self._outcome(lambda: self._timed_out(what)))
+        try:
+            if isinstance(message, RunHook):
+                error = TaskTimeoutError(f"{message.hook} {what}", task_name=self._task.name)
+                self._finish(failure(error))
+            else:
+                self._finish(self._outcome(lambda: self._timed_out(what)))
+        finally:
+            self._expired.set()
         lease.run.interrupt()
 
     def _too_late(self) -> Outcome | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import threading
 import traceback
+from datetime import timedelta
 
 import pytest
 
@@ -13,6 +15,7 @@ from stabilize_celery import (
     Stabilize,
     StageDefinitionBuilder,
     StageExecution,
+    Task,
     TaskResult,
     TransientError,
     Workflow,
@@ -116,6 +119,30 @@ def _noted(error, note):
 def _caused(error, cause):
     error.__cause__ = cause
     return error
+
+
+class Late(Task):
+    """Returns by itself after its time, before that is recorded."""
+
+    expired, returned = threading.Event(), threading.Event()
+
+    def get_execution_timeout(self, stage):
+        return timedelta(milliseconds=1)
+
+    def execute(self, stage):
+        self.expired.wait(30)
+        self.returned.set()
+        return TaskResult.success()
+
+    def on_timeout(self, stage):
+        self.expired.set()
+        self.returned.wait(30)
+
+
+def test_a_task_that_comes_back_after_its_time_has_failed(engine, caplog):
+    run(engine, Late)
+    [record] = told(caplog, logging.ERROR)
+    assert str(record.exc_info[1]) == "Task timed out after 0.001s"
 
 
 class Broken(StageDefinitionBuilder):

@@ -14,7 +14,6 @@ from stabilize_celery.errors import (
     described_text,
     described_traceback,
 )
-from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.database import is_unavailable, patiently
@@ -195,7 +194,7 @@ def stage_errors(workflow: Workflow) -> dict[str, str]:
             continue
         text = described_text(stage.context.get("exception")) or stage.context.get("error")
         if text:
-            errors[_called(stage)] = str(text)
+            errors[stage.called] = str(text)
     return errors
 
 
@@ -205,12 +204,8 @@ def stage_tracebacks(workflow: Workflow) -> list[tuple[str, str]]:
     for stage in workflow.stages:
         kept = [stage.own_context.get("exception")] if stage.status.is_failure else []
         kept += [task.last_error for task in stage.tasks if not stage.status.is_complete]
-        found += [(_called(stage), text) for text in map(described_traceback, kept) if text]
+        found += [(stage.called, text) for text in map(described_traceback, kept) if text]
     return found
-
-
-def _called(stage: StageExecution) -> str:
-    return stage.called
 
 
 def merged_outputs(workflow: Workflow) -> dict[str, Any]:

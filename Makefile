@@ -139,11 +139,11 @@ chaos: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@$(BIN)/python -m tests.chaos $(CHAOS)
 
-explore: $(VENV)/.installed-test
+explore: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@$(BIN)/python -m tests.interleaving.explore --seed $(or $(SEED),0) --schedules $(or $(SCHEDULES),20000) $(EXPLORE)
 
-explore-faults: $(VENV)/.installed-test
+explore-faults: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@STABILIZE_EXPLORE_FAULTS=all $(BIN)/python -m pytest tests/interleaving/test_put_back.py $(PYTEST_ARGS)
 

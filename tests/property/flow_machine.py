@@ -7,14 +7,12 @@ and the same way again when hypothesis shrinks it.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
-from unittest.mock import patch
 
 from sqlalchemy import delete, func, select
 
@@ -137,7 +135,7 @@ class Machine:
 
     def run(self) -> None:
         """Run the plan, then let everything that waits go on until it has ended."""
-        with patch.object(ids, "ULID", partial(next, map("T{:025d}".format, itertools.count()))):
+        with ids.numbered_ids():
             self._run()
 
     def _run(self) -> None:

@@ -231,11 +231,11 @@ class _Attempt:
         return accepted
 
     def _tell(self, outcome: Outcome) -> None:
-        scope = self._scope()
         if outcome.verdict is Verdict.RETRY:
-            logger.warning("%s failed and is repeated in %.3g s: %s", scope, outcome.delay, outcome.reason)
-        elif outcome.verdict is Verdict.RETURNED:
-            self.failed = failure_to_tell(outcome, scope)
+            where, reason = self._scope(), outcome.reason
+            logger.warning("%s failed and is repeated in %.3g s: %s", where, outcome.delay, reason)
+        elif outcome.verdict is Verdict.RETURNED and outcome.result and outcome.result.status.is_failure:
+            self.failed = failure_to_tell(outcome, outcome.result.status, self._scope())
 
     def _redacted(self, outcome: Outcome) -> Outcome:
         """What it says of a failure without the secrets the stage knows by now: its code may have found more."""

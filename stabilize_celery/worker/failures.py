@@ -7,25 +7,25 @@ from contextlib import suppress
 from typing import Any
 
 from stabilize_celery.errors import TaskError
+from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.observe.scope import SCOPE, Scope
 from stabilize_celery.tasks.outcome import Outcome
 
 
-def failure_to_tell(outcome: Outcome, scope: Scope) -> Exception | None:
-    """What logs and other libraries are told of an outcome: what was raised, if it is a failure.
+def failure_to_tell(outcome: Outcome, status: WorkflowStatus, scope: Scope) -> Exception:
+    """What logs and other libraries are told of an outcome that is a failure: what was raised.
 
     It has a note and an attribute, ``stabilize_scope``, that say where it was raised.  Where its text tells a secret,
     is longer than what is stored, or cannot be read, another one of the same name stands for it.
 
     Args:
         outcome: without secrets, see :meth:`Outcome.redacted`.
+        status: what came of it.
         scope: of the attempt.
     """
-    result, error = outcome.result, outcome.exception
-    if result is None or not result.status.is_failure:
-        return None
+    error = outcome.exception
     if error is None:
-        told: Exception = TaskError(outcome.reason or f"the task returned {result.status}")
+        told: Exception = TaskError(outcome.reason or f"the task returned {status}")
     else:
         told = stand_in(error, outcome.reason)
         stored = (outcome.error or {}).get("details", {}).get("traceback")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -46,27 +48,76 @@ def _check(value: Any, what: str, unit: str, shortest: float, longest: float) ->
         )
 
 
+#: By how much a wall clock may move against the steady one before it was set, or the machine slept.
+_STEP = 0.25
+#: Seconds after which the database is asked for the time again.
+_FRESH = 60.0
+
+
+def _steady() -> float:
+    """Seconds that no one sets; they go on while the machine sleeps where the system can tell."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class Clock:
     """The time of the database, as far as this process knows it.
 
-    Leases and due times are compared by different machines; each measures once how far its own clock is from the
-    database's and corrects for it.
+    Leases and due times are compared by different machines; each measures how far its own steady clock is from the
+    database's and corrects for it.  Its wall clock, which is set by people, NTP and hypervisors, decides nothing: when it
+    moves against the steady one, and once a minute, the database is asked again.
     """
 
     def __init__(self) -> None:
         self._offset = timedelta()
+        self._origin, self._begun = datetime.now(UTC), _steady()
+        self._apart = self._measured = math.nan
+        #: How many leases this process keeps, by which it is held to be consistent with itself.
+        self.leases = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the database was asked before."""
+        return not math.isnan(self._measured)
+
+    def reading(self) -> datetime:
+        """What the steady clock shows: the wall clock of when this object was made, and what has passed since."""
+        return self._origin + timedelta(seconds=_steady() - self._begun)
 
     def now(self) -> datetime:
         """The current time, timezone-aware."""
-        return datetime.now(UTC) + self._offset
+        return self.reading() + self._offset
 
     def latest(self) -> datetime:
         """What is due by then may be handled: other machines may be a little ahead."""
         return self.now() + TOLERANCE
 
-    def synchronise(self, database_time: datetime, own_time: datetime | None = None) -> None:
-        """Take over the database's time, which it was when this machine's clock showed ``own_time`` (default: now)."""
-        self._offset = database_time - (own_time or datetime.now(UTC))
+    def is_stale(self) -> bool:
+        """Whether the database is to be asked for the time (again)."""
+        steady = _steady()
+        return not (
+            self.is_known
+            and steady - self._measured < _FRESH
+            and abs(time.time() - steady - self._apart) < _STEP
+        )
+
+    def synchronise(self, database_time: datetime, reading: datetime | None = None) -> None:
+        """Take over the database's time, which it was when this clock's :meth:`reading` was that (default: now)."""
+        self._offset = database_time - (reading or self.reading())
+        self.was_asked()
+
+    def agrees(self, database_time: datetime, asked: datetime, answered: datetime) -> bool:
+        """Whether an answer of the database, given between two readings, fits what is known."""
+        return asked <= database_time - self._offset <= answered
+
+    def was_asked(self, answered: bool = True) -> None:
+        """The database was asked just now; without an answer it is asked again next time."""
+        self._measured = _steady() if answered else math.nan
+        self._apart = time.time() - self._measured
+
+    def follow_wall(self) -> None:
+        """Where the database has no clock of its own: this machine's, unless leases would seem to end by its step."""
+        if not self.leases:
+            self.synchronise(datetime.now(UTC))
 
 
 class FakeClock(Clock):
@@ -82,7 +133,10 @@ class FakeClock(Clock):
     def latest(self) -> datetime:
         return self._now
 
-    def synchronise(self, database_time: datetime, own_time: datetime | None = None) -> None:
+    def is_stale(self) -> bool:
+        return False
+
+    def synchronise(self, database_time: datetime, reading: datetime | None = None) -> None:
         """A fake clock follows nobody."""
 
     def advance(self, seconds: float) -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from stabilize_celery.delivery.events import EventSender
     from stabilize_celery.delivery.schedules import Scheduled
+    from stabilize_celery.worker.leases import Slot
 
 
 def _end_this_process() -> None:
@@ -78,6 +79,7 @@ class Stabilize(Control, Nesting, Maintenance):
         self._clock: Clock | None = None
         self._concurrency = 1
         self._end_process: Callable[[], None] | None = None
+        self._slot: Slot | None = None
         self._events: EventSender | None = None
         self._is_worker = False
         if app is not None:
@@ -203,8 +205,9 @@ class Stabilize(Control, Nesting, Maintenance):
     def _bell(self) -> Bell:
         return self.store.bell()
 
-    def enter_pool_child(self) -> None:
+    def enter_pool_child(self, slot: Slot | None = None) -> None:
         """This process is a pool child now: what the parent made is not used here."""
+        self._slot = slot
         for name in ("dispatcher", "publisher", "_bell"):
             self.__dict__.pop(name, None)
         self._end_process = _end_this_process
@@ -220,6 +223,7 @@ class Stabilize(Control, Nesting, Maintenance):
                 None if self.eager is not None else self.settings.unknown_type_grace
             )
         dispatcher.keeper.end_process = self._end_process
+        dispatcher.keeper.slot = self._slot
         if self.app is not None and self.settings.send_events:
             self._send_events(dispatcher)
         return dispatcher

@@ -12,11 +12,12 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.worker.state import maybe_shutdown
 
 from stabilize_celery.delivery.relay import Relay
-from stabilize_celery.delivery.stopping import BodyStop
+from stabilize_celery.delivery.stopping import BodyStop, pool_leases
 from stabilize_celery.errors import StabilizeError
 from stabilize_celery.observe.tracing import Tracer
 from stabilize_celery.persistence.database import is_unavailable
 from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.worker.pool_leases import PoolLeases
 
 logger = logging.getLogger(__name__)
 #: In seconds, as Celery's for its broker: 2, 4, 6 ...
@@ -54,6 +55,7 @@ class RelayStep(bootsteps.StartStopStep):
         self._wanted = stabilize_relay
         self._relay: Relay | None = None
         self._bodies: BodyStop | None = None
+        self._leases: PoolLeases | None = None
         super().__init__(worker, **kwargs)
 
     def start(self, worker: Any) -> None:
@@ -68,7 +70,10 @@ class RelayStep(bootsteps.StartStopStep):
         except StabilizeError as error:
             logger.critical("stabilize_celery cannot start: %s", error)
             raise SystemExit(1) from None
-        if not isinstance(worker.pool, PreforkPool):
+        if isinstance(worker.pool, PreforkPool):
+            self._leases = pool_leases(engine)
+            self._leases.start()
+        else:
             self._bodies = BodyStop(engine, worker)
         if self._wanted:
             self._relay = worker.stabilize_relay = Relay(worker.app, engine.store, engine.settings)

@@ -13,17 +13,21 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery, signals, states
-from celery.exceptions import Ignore, Reject, TaskRevokedError, WorkerLostError
+from celery.exceptions import Ignore, Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from kombu.utils.functional import maybe_evaluate
 
+from stabilize_celery.delivery.dispatch import HAND_BACK_DELAY
 from stabilize_celery.delivery.entrypoints import warn_of_stray
 from stabilize_celery.delivery.publisher import TASK_PREFIX
-from stabilize_celery.errors import StabilizeError
+from stabilize_celery.delivery.stopping import describe_limit
+from stabilize_celery.errors import StabilizeError, TaskTimeoutError
+from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.persistence.database import is_unavailable
+from stabilize_celery.persistence.outbox import waits_in
 from stabilize_celery.tasks.celery_task import HEADER, conclude
 from stabilize_celery.tasks.outcome import Outcome
 from stabilize_celery.worker.begun import BegunTask, begin
@@ -33,6 +37,8 @@ from stabilize_celery.worker.judge import failure
 logger = logging.getLogger(__name__)
 #: How long a repetition waits for the attempt before it to be reported: it is sent a moment earlier.
 _PATIENCE = 3.0
+#: The entrypoints that run bodies.
+_BODIES = {TASK_PREFIX + name for name, cls in MESSAGE_TYPES.items() if cls.runs_user_code}
 #: On a task's request: what was begun, or that it was not wanted.
 _BEGUN, _REFUSED = "stabilize_begun", "stabilize_refused"
 #: In a worker's main process: the requests it has received, by Celery task id.
@@ -148,14 +154,14 @@ def _guard(cls: Any) -> None:
 
 @signals.task_received.connect
 def _on_received(request: Any = None, **_: Any) -> None:
-    if _message_id(request.request_dict):
+    if request.name in _BODIES or _message_id(request.request_dict):
         _received[request.id] = request
 
 
 def _report(
-    app: Celery, message_id: str, pid: Any, outcome_of: Callable[[Any, dict[str, Any]], Outcome]
+    app: Celery, message_id: str, pid: Any, outcome_of: Callable[[Any, dict[str, Any]], Outcome | None]
 ) -> None:
-    """Report for a process that cannot, without keeping the worker's main loop."""
+    """Report for a process that cannot, if there is something to report, without keeping the worker's main loop."""
     engine = _engine(app)
     if engine is None:
         return
@@ -179,13 +185,36 @@ def _on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **
     request = _received.get(task_id)
     if request is None or getattr(sender.request, _BEGUN, None) is not None:
         return
+    if request.name in _BODIES:
+        _on_body_failure(sender.app, str(request.args[0]), request.worker_pid, exception)
+        return
     message_id = _message_id(request.request_dict)
     if message_id is None:
         return
     if isinstance(exception, WorkerLostError):
-        _report(sender.app, message_id, request.worker_pid, lambda w, row: repeated(w, row, exception))
+        _report(sender.app, message_id, request.worker_pid, lambda w, row: _lost(w, row, exception))
     else:
         _report(sender.app, message_id, request.worker_pid, lambda _w, _row: failure(exception))
+
+
+def _on_body_failure(app: Celery, message_id: str, pid: Any, exception: BaseException) -> None:
+    """The same, of a process that ran the engine's own task: a lost one costs its lease no longer."""
+    if isinstance(exception, TimeLimitExceeded):
+        limit = describe_limit(0, next(iter(exception.args), None))
+        error = TaskTimeoutError(f"Task exceeded {limit}")
+        _report(app, message_id, pid, lambda _w, _row: failure(error, unmapped=True))
+    elif isinstance(exception, WorkerLostError):
+
+        def end_lease(_worker: Any, row: dict[str, Any]) -> None:
+            _engine(app).dispatcher.hand_back(message_id, row["claims"], counted=True)
+
+        _report(app, message_id, pid, end_lease)
+
+
+def _lost(worker: Any, row: dict[str, Any], error: BaseException) -> Outcome | None:
+    """The outcome of an attempt whose process was lost; ``None`` if the process could still hand it back."""
+    handed_back = row["send_at"] <= worker.store.now() + timedelta(seconds=HAND_BACK_DELAY)
+    return None if handed_back and waits_in(row) is None else repeated(worker, row, error)
 
 
 @signals.task_revoked.connect

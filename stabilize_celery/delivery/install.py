@@ -16,7 +16,7 @@ from stabilize_celery.delivery.bootstep import RelayStep
 from stabilize_celery.delivery.entrypoints import register_entrypoints
 from stabilize_celery.delivery.metrics_step import MetricsStep
 from stabilize_celery.delivery.publisher import TASK_PREFIX
-from stabilize_celery.delivery.stopping import enter_pool_process
+from stabilize_celery.delivery.stopping import enter_pool_process, pool_slot
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.observe.logs import add_filter
@@ -177,5 +177,5 @@ def _add_context(logger: Any = None, **_: Any) -> None:
 def _mark_pool_child(**_: Any) -> None:
     """In a pool child of its own a task that does not stop can be ended with its process."""
     for engine in list(_engines.values()):
-        engine.enter_pool_child()
+        engine.enter_pool_child(pool_slot())
     enter_pool_process()

@@ -27,6 +27,8 @@ from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
 
 logger = logging.getLogger(__name__)
+#: Seconds until a message is sent a second time after its lease was lost.
+_AFTER_A_LOST_LEASE = 1.0
 #: Brokers that say how many messages wait in a queue.
 _COUNTS = frozenset({"amqp", "redis", "memory"})
 
@@ -154,6 +156,10 @@ class Relay:
         but where that cannot be seen there is.
         """
         delay = self._settings.resend_delay
+        if row["lease_owner"] is not None and waits_in(row) is None:
+            # The worker whose process was lost, or is frozen, may get it, and hold it without beginning it.  Sent once
+            # more it comes to another.
+            return min(_AFTER_A_LOST_LEASE, delay)
         if not self._sees_waiting:
             delay = min(delay * 2.0 ** min(row["sends"], 16), self._settings.resend_delay_max)
         return float(delay)

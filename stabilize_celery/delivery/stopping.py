@@ -16,6 +16,7 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 from celery import current_task, signals
 
 from stabilize_celery.worker.ending import ENDING
+from stabilize_celery.worker.pool_leases import PoolLeases, PoolSlot, PoolSlots
 
 if TYPE_CHECKING:
     from stabilize_celery.engine import Stabilize
@@ -28,6 +29,8 @@ _EARLY = 0.2
 _EX_FAILURE = 1
 #: Of the worker that this process is, or belongs to: its hard and its soft time limit.
 _limits: list[float | None] = [None, None]
+#: Of this worker: the one there is.
+_slots: list[PoolSlots] = []
 
 
 def _in_pool_process() -> bool:
@@ -68,8 +71,21 @@ ENDING.stopping.append(lambda: _told("should_stop"))
 
 
 @signals.worker_init.connect
-def _note_limits(sender: Any = None, **_: Any) -> None:
+def _on_worker_init(sender: Any = None, **_: Any) -> None:
+    """The pool has not been started: its processes inherit what is made here."""
     _limits[:] = [getattr(sender, "time_limit", None), getattr(sender, "soft_time_limit", None)]
+    _slots[:] = [PoolSlots()]
+
+
+def pool_slot() -> PoolSlot | None:
+    """Where this process of a pool shows what it runs; ``None`` if it is none, or was not forked."""
+    index = getattr(current_process(), "index", None)
+    return _slots[0].slot(index) if _slots and index is not None and _in_pool_process() else None
+
+
+def pool_leases(engine: Stabilize) -> PoolLeases:
+    """What keeps the leases of this worker's pool processes where they cannot."""
+    return PoolLeases(_slots[0], lambda: engine.dispatcher.worker)
 
 
 def _limit(which: int) -> float | None:

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -94,7 +94,6 @@ class Database:
         self.is_postgresql = self.url.get_backend_name() == "postgresql"
         self.clock = clock or Clock()
         self._shared = threading.RLock() if self._in_memory else None
-        self._synchronised = False
         self.engine = self._make_engine(pool_size, prepare_statements)
         _open_databases.add(self)
 
@@ -240,7 +239,7 @@ class Database:
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
-        if self.is_postgresql and not self._synchronised:
+        if self.clock.is_stale():
             self._synchronise()
         try:
             with missing_tables_explained(self.name):
@@ -270,12 +269,17 @@ class Database:
         )
 
     def _synchronise(self) -> None:
-        self._synchronised = True
+        if not self.is_postgresql:
+            self.clock.follow_wall()
+            return
+        first = not self.clock.is_known
+        # Nothing that is done here, in any thread, begins this again.
+        self.clock.was_asked()
         try:
             with self.engine.connect() as connection:
-                _measure(connection, self.clock)
+                _measure(connection, self.clock, first)
         except BaseException as error:
-            self._synchronised = False
+            self.clock.was_asked(answered=False)
             if isinstance(error, DBAPIError) and is_unavailable(error):
                 raise self._unavailable(error) from error
             raise
@@ -295,17 +299,20 @@ def _parsed(setting: str, url: str) -> URL:
         ) from error
 
 
-def _measure(connection: Connection, clock: Clock) -> None:
-    """Set the clock by the quickest of a few questions.
+def _measure(connection: Connection, clock: Clock, first: bool) -> None:
+    """Set the clock by the quickest of a few questions; one that was set before is left alone if the answer fits.
 
     A clock that is late by more than a message takes to arrive finds every message not due yet; so late it would be
     when the answer to a single question had to wait for a busy processor.
     """
     shortest: timedelta | None = None
     for _ in range(_MEASUREMENTS):
-        asked = datetime.now(UTC)
+        asked = clock.reading()
         moment: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
-        took = datetime.now(UTC) - asked
+        answered = clock.reading()
+        if not first and clock.agrees(moment, asked, answered):
+            return
+        took = answered - asked
         if shortest is None or took < shortest:
             shortest = took
             clock.synchronise(moment, asked + took / 2)

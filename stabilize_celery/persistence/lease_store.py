@@ -93,8 +93,15 @@ class LeaseStore(BaseStore):
             inherited, found.problem = {}, error
         apply_view(stage, inherited)
 
-    def heartbeat(self, leases: Mapping[str, int], lease: float) -> dict[str, str | None]:
+    def heartbeat(
+        self, leases: Mapping[str, int], lease: float, owner: str | None = None
+    ) -> dict[str, str | None]:
         """Renew leases, given as message id -> fencing token.
+
+        Args:
+            leases: those of one process.
+            lease: their length from now on, in seconds.
+            owner: the process, which takes back one that has run out if no other has claimed it since.
 
         Returns:
             For each lease that is still held whether its work is wanted: ``None``, ``"ask"`` or ``"kill"``.
@@ -106,7 +113,7 @@ class LeaseStore(BaseStore):
                 row = row_of(
                     connection,
                     message_queries.renew_lease,
-                    {"message_id": message_id, "token": token, "lease_end": end},
+                    {"message_id": message_id, "token": token, "lease_end": end, "owner": owner},
                 )
                 if row is not None:
                     held[message_id] = row["cancel"]

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Select,
+    Text,
     and_,
     bindparam,
     case,
@@ -93,13 +94,15 @@ class Queries:
         return [entered.is_not(None)]
 
     def _settle(self) -> ReturningDelete[Any]:
-        """Take the row of a task whose lease this worker holds: the fencing token must still match."""
+        """Take the row of a task that this worker was given last: the fencing token must still match.
+
+        Whether its lease has run out does not matter, as long as no other claim has taken the message.
+        """
         return (
             delete(messages)
             .where(
                 messages.c.id == bindparam("message_id"),
                 messages.c.claims == bindparam("token"),
-                messages.c.lease_owner.is_not(None),
                 *self._gate(),
             )
             .returning(*messages.c, *self._settings())
@@ -171,15 +174,18 @@ def claimed_stage(row: dict[str, Any]) -> dict[str, Any] | None:
     return whole | {HEADER_PREFIX + c.name: row[HEADER_PREFIX + c.name] for c in workflows.c}
 
 
-#: Renew a lease if it is still ours, and hear whether the work is still wanted.
+#: Renew a lease if no other claim has taken the message, and hear whether the work is still wanted.
 renew_lease = (
     update(messages)
     .where(
         messages.c.id == bindparam("message_id"),
         messages.c.claims == bindparam("token"),
-        messages.c.lease_owner.is_not(None),
+        or_(messages.c.lease_owner.is_not(None), bindparam("owner", type_=Text).is_not(None)),
     )
-    .values(send_at=bindparam("lease_end"))
+    .values(
+        send_at=bindparam("lease_end"),
+        lease_owner=func.coalesce(messages.c.lease_owner, bindparam("owner", type_=Text)),
+    )
     .returning(messages.c.cancel)
 )
 

@@ -63,26 +63,32 @@ def publish(worker: TaskWorker, message_id: str, to: HandOver) -> None:
 
 
 def settle_for(
-    worker: TaskWorker, message_id: str, owner: str | None, outcome_of: Callable[[dict[str, Any]], Outcome]
+    worker: TaskWorker,
+    message_id: str,
+    owner: str | None,
+    outcome_of: Callable[[dict[str, Any]], Outcome | None],
 ) -> bool:
     """Report for a process that cannot: it was ended, or it never got the work.
 
     Args:
         worker: of this process.
         message_id: the row.
-        owner: the process; its lease, or nobody's, must be on the row.
-        outcome_of: from the row to what is reported.
+        owner: the process whose lease must be on the row; ``None`` if only one that waits in a queue is meant.
+        outcome_of: from the row to what is reported, if anything.
     """
     row = worker.store.message(message_id)
     if row is not None and waits_in(row) is not None:
         # It counts as an attempt, so that it is not sent for ever to a queue where it cannot be begun.
         begun = worker.store.begin(message_id, worker.owner, worker.settings.lease)
         row = None if begun is None else begun.row
-    elif row is None or row["lease_owner"] != owner:
+    elif row is None or owner is None or row["lease_owner"] != owner:
         row = None
     if row is None:
         return False
-    outcome = outcome_of(row).redacted(lambda: Redactor(keys=worker.settings.redact_keys))
+    outcome = outcome_of(row)
+    if outcome is None:
+        return False
+    outcome = outcome.redacted(lambda: Redactor(keys=worker.settings.redact_keys))
     attempt = Attempt(outcome, row["attempts"], worker.owner, row["claims"])
     return worker.settle(message_id, row["claims"], attempt)
 

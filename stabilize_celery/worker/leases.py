@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.store import WorkflowStore
@@ -50,6 +51,15 @@ class Lease:
         self.deadline = time.monotonic() + seconds
 
 
+class Slot(Protocol):
+    """Shows the main process of a pool what this process runs, see ``pool_leases.py``."""
+
+    def fill(self, message_id: str, token: int, deadline: float) -> None: ...
+    def limit(self, message_id: str, deadline: float) -> None: ...
+    def beat(self) -> None: ...
+    def clear(self, message_id: str) -> None: ...
+
+
 class LeaseKeeper:
     """Keeps the leases of one process.
 
@@ -74,6 +84,10 @@ class LeaseKeeper:
         self._heartbeat = min(heartbeat, lease / 3)
         self._kill_grace = kill_grace
         self.end_process = end_process
+        #: As it stands in the rows of what this process has claimed.
+        self.owner: str | None = None
+        #: Where the main process of the pool sees what this one runs.
+        self.slot: Slot | None = None
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
@@ -90,22 +104,30 @@ class LeaseKeeper:
         with self._condition:
             self._leases[lease.message_id] = lease
             self._kept += 1
+            self._store.clock.leases += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="stabilize-leases", daemon=True)
                 self._thread.start()
             elif min(lease.deadline, time.monotonic() + self._heartbeat) < self._wakes_at:
                 self._condition.notify()
+        if self.slot is not None:
+            self.slot.fill(lease.message_id, lease.token, lease.deadline)
         try:
             yield lease
         finally:
             lease.done.set()
+            if self.slot is not None:
+                self.slot.clear(lease.message_id)
             with self._condition:
                 self._leases.pop(lease.message_id, None)
+                self._store.clock.leases -= 1
 
     def limit(self, lease: Lease, seconds: float) -> None:
         """Give a lease that is kept that long from now."""
         with self._condition:
             lease.limit_to(seconds)
+            if self.slot is not None:
+                self.slot.limit(lease.message_id, lease.deadline)
             if lease.deadline < self._wakes_at:
                 self._condition.notify()
 
@@ -161,8 +183,10 @@ class LeaseKeeper:
         held = {x.message_id: x.token for x in leases if not x.done.is_set()}
         if not held:
             return
+        if self.slot is not None:
+            self.slot.beat()
         try:
-            wanted = self._store.heartbeat(held, self._lease)
+            wanted = self._store.heartbeat(held, self._lease, self.owner)
         except Exception:
             # The database may be away for a while; the lease tells in the end who owns the task.
             logger.warning("leases could not be renewed", exc_info=True)

@@ -155,9 +155,11 @@ class Watch:
             self._types[message_id] = row["type"]
         return claimed
 
-    def heartbeat(self, leases: Mapping[str, int], lease: float) -> dict[str, str | None]:
+    def heartbeat(
+        self, leases: Mapping[str, int], lease: float, owner: str | None = None
+    ) -> dict[str, str | None]:
         """In place of :meth:`LeaseStore.heartbeat`."""
-        held = type(self.store).heartbeat(self.store, leases, lease)
+        held = type(self.store).heartbeat(self.store, leases, lease, owner)
         for message_id in held:
             holder = self._holders.get(message_id)
             if holder is not None and holder.token == leases[message_id]:

@@ -136,6 +136,8 @@ class Sends(Loads):
             "sends": 0 if waits_in is None else self._row["sends"],
             "lease_owner": None if waits_in is None else WAITS_IN + waits_in,
             "attempts": self._row["attempts"] - (0 if counted else 1),
+            # What this attempt still has to say comes too late.
+            "claims": self._row["claims"] + 1,
             "last_error": error or (last_failure(self._row) if waits_in is None else self._row["last_error"]),
         }
         self._new_messages.append(row)

@@ -11,10 +11,13 @@ from typing import Any
 import psutil
 import pytest
 
+from stabilize_celery import Workflow, WorkflowRun
 from tests.conformance.deployment import BROKER, DATABASE, INLINE, MORE, make_app
 from tests.conformance.harness import Result, WorkersEngine
+from tests.integration.workers import stops_app
+from tests.integration.workers.stops_app import notes
 from tests.services import RabbitService, choose_rabbit
-from tests.worker import WorkerProcess
+from tests.worker import WorkerProcess, wait_until
 
 
 @dataclass
@@ -100,3 +103,71 @@ def processes_of(result: Result, ref: str) -> list[int]:
 def pids_of(worker: WorkerProcess) -> set[int]:
     """A worker's processes."""
     return {worker.pid, *(child.pid for child in psutil.Process(worker.pid).children(recursive=True))}
+
+
+class Place:
+    """A deployment of ``stops_app``, whose workers are stopped."""
+
+    def __init__(
+        self,
+        broker: str,
+        database: str,
+        folder: Path,
+        start: Callable[..., WorkerProcess],
+        conf: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.broker, self.database = broker, database
+        self._start = start
+        self.conf = conf or {}
+        self.app, self.stabilize = stops_app.make_app(broker, database, **self.conf)
+
+    def worker(self, pool: str, **options: Any) -> WorkerProcess:
+        env = {
+            stops_app.BROKER: self.broker,
+            stops_app.DATABASE: self.database,
+            stops_app.FOLDER: str(self.folder),
+            stops_app.MORE: json.dumps({**self.conf, **options.pop("conf", {})}),
+            **options.pop("env", {}),
+        }
+        queues = ("celery", "stabilize", "stabilize.tasks")
+        options.setdefault("concurrency", 1)
+        return self._start(
+            "tests.integration.workers.stops_app", pool=pool, queues=queues, env=env, **options
+        )
+
+    def two_workers(self, pool: str, **options: Any) -> list[WorkerProcess]:
+        """Start two at the same time."""
+        workers = [self.worker(pool, wait=False, **options) for _ in range(2)]
+        return [worker.wait_ready(60) for worker in workers]
+
+    def start(self, kind: str, **context: Any) -> WorkflowRun:
+        stage = stops_app.body(kind, self.folder, **context)
+        return self.stabilize.start(Workflow.create("stops", kind, [stage]))
+
+    def begun(self, count: int = 1, within: float = 30) -> list[dict[str, Any]]:
+        """Wait until bodies were begun so often."""
+        wait_until(lambda: len(notes(self.folder, "begun")) >= count, within, f"beginning {count}")
+        return notes(self.folder, "begun")
+
+    def open(self) -> None:
+        (self.folder / "gate").touch()
+
+    def close(self) -> None:
+        self.open()
+        self.stabilize.close()
+        self.app.close()
+
+
+@pytest.fixture
+def place(
+    broker_url: str,
+    postgres_url: str,
+    tmp_path: Path,
+    start_worker: Callable[..., WorkerProcess],
+    request: pytest.FixtureRequest,
+) -> Iterator[Place]:
+    """Its configuration may be given as an indirect parameter."""
+    made = Place(broker_url, postgres_url, tmp_path, start_worker, getattr(request, "param", None))
+    yield made
+    made.close()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
-from stabilize_celery import Stabilize, StageExecution, current_run
+from stabilize_celery import Stabilize, StageExecution, Task, TaskResult, current_run
 
 BROKER, DATABASE, FOLDER, MORE = "STOPS_BROKER", "STOPS_DATABASE", "STOPS_FOLDER", "STOPS_MORE"
 #: The lease is longer than any test waits: what goes on sooner was handed back.
@@ -68,6 +70,25 @@ def make_app(broker: str, database: str, **conf: Any) -> tuple[Celery, Stabilize
         assert run is not None
         return work(stage.context["folder"], run.attempt, deaf=True)
 
+    @stabilize.task("holds_gil")
+    class HoldsGil(Task):
+        """Computes in C, for as long as it is told, and lets no other thread run."""
+
+        def get_execution_timeout(self, stage: StageExecution) -> timedelta:
+            return timedelta(seconds=stage.context["limit"])
+
+        def execute(self, stage: StageExecution) -> TaskResult:
+            note(stage.context["folder"], "begun", attempt=1)
+            ctypes.PyDLL(None).sleep(stage.context["seconds"])
+            return TaskResult.success()
+
+    @stabilize.task("raises")
+    def raises(stage: StageExecution) -> None:
+        note(stage.context["folder"], "begun", attempt=1)
+        raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[stage.context["what"]](
+            "mine"
+        )
+
     @app.task(name="stops.work", ignore_result=True)
     def celery_work(folder: str) -> dict[str, Any]:
         return work(folder, 0)
@@ -79,7 +100,7 @@ def make_app(broker: str, database: str, **conf: Any) -> tuple[Celery, Stabilize
     return app, stabilize
 
 
-def body(kind: str, folder: Path) -> StageExecution:
+def body(kind: str, folder: Path, **context: Any) -> StageExecution:
     """A stage with a body of that kind."""
     gate, begun = str(folder / "gate"), str(folder / "begun")
     if kind == "shell":
@@ -95,7 +116,7 @@ def body(kind: str, folder: Path) -> StageExecution:
     if kind in ("celery", "celery_late"):
         name = "stops.work" if kind == "celery" else "stops.work_late"
         return StageExecution.single("a", "celery", {"task": name, "args": [str(folder)]})
-    return StageExecution.single("a", kind, {"folder": str(folder)})
+    return StageExecution.single("a", kind, {"folder": str(folder), **context})
 
 
 if BROKER in os.environ:

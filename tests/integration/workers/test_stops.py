@@ -6,76 +6,21 @@ The combinations that run by default meet each pool, each way and each kind of b
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import psutil
 import pytest
 
-from stabilize_celery import Workflow, WorkflowRun
 from stabilize_celery import WorkflowStatus as S
-from tests.integration.workers import stops_app
-from tests.integration.workers.stops_app import notes
 from tests.worker import WorkerProcess, wait_until
 
 POOLS = ("prefork", "threads", "solo")
 BODIES = ("function", "deaf", "shell", "python", "celery", "celery_late")
 #: Three times the second or two that another worker takes.
 SOON = 6.0
-
-
-class Place:
-    """A deployment for one stop: the worker that is stopped, and the one that goes on."""
-
-    def __init__(self, broker: str, database: str, folder: Path, start: Callable[..., WorkerProcess]) -> None:
-        self.folder = folder
-        self.broker, self.database = broker, database
-        self._start = start
-        self.app, self.stabilize = stops_app.make_app(broker, database)
-
-    def worker(self, pool: str, **options: Any) -> WorkerProcess:
-        env = {
-            stops_app.BROKER: self.broker,
-            stops_app.DATABASE: self.database,
-            stops_app.FOLDER: str(self.folder),
-            stops_app.MORE: json.dumps(options.pop("conf", {})),
-            **options.pop("env", {}),
-        }
-        queues = ("celery", "stabilize", "stabilize.tasks")
-        options.setdefault("concurrency", 1)
-        return self._start(
-            "tests.integration.workers.stops_app", pool=pool, queues=queues, env=env, **options
-        )
-
-    def start(self, kind: str) -> WorkflowRun:
-        return self.stabilize.start(Workflow.create("stops", kind, [stops_app.body(kind, self.folder)]))
-
-    def begun(self, count: int = 1, within: float = 30) -> list[dict[str, Any]]:
-        """Wait until bodies were begun so often."""
-        wait_until(lambda: len(notes(self.folder, "begun")) >= count, within, f"beginning {count}")
-        return notes(self.folder, "begun")
-
-    def open(self) -> None:
-        (self.folder / "gate").touch()
-
-    def close(self) -> None:
-        self.open()
-        self.stabilize.close()
-        self.app.close()
-
-
-@pytest.fixture
-def place(
-    broker_url: str, postgres_url: str, tmp_path: Path, start_worker: Callable[..., WorkerProcess]
-) -> Iterator[Place]:
-    made = Place(broker_url, postgres_url, tmp_path, start_worker)
-    yield made
-    made.close()
 
 
 # ---------------------------------------------------------------------- ways of stopping
@@ -179,9 +124,7 @@ def chosen() -> list[tuple[str, ...]]:
 def test_a_stop(place: Place, pool: str, kind: str, way: str) -> None:
     env = {"REMAP_SIGTERM": "SIGQUIT"} if way == "remapped" else {}
     conf = {"worker_soft_shutdown_timeout": 0.5} if way == "soft" else {}
-    workers = [place.worker(pool, env=env, conf=conf, wait=False) for _ in range(2)]
-    for worker in workers:
-        worker.wait_ready(60)
+    workers = place.two_workers(pool, env=env, conf=conf)
     run = place.start(kind)
     pid = place.begun()[0]["pid"]
     (first,) = [worker for worker in workers if pid in {process.pid for process in tree(worker)}]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -71,13 +74,23 @@ class Clock:
         self._offset = timedelta()
         self._origin, self._begun = datetime.now(UTC), _steady()
         self._apart = self._measured = math.nan
-        #: How many leases this process keeps, by which it is held to be consistent with itself.
-        self.leases = 0
+        self._leases, self._lock = 0, threading.Lock()
 
     @property
     def is_known(self) -> bool:
         """Whether the database was asked before."""
         return not math.isnan(self._measured)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """This process has a lease in the block."""
+        with self._lock:
+            self._leases += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leases -= 1
 
     def reading(self) -> datetime:
         """What the steady clock shows: the wall clock of when this object was made, and what has passed since."""
@@ -116,7 +129,7 @@ class Clock:
 
     def follow_wall(self) -> None:
         """Where the database has no clock of its own: this machine's, unless leases would seem to end by its step."""
-        if not self.leases:
+        if not self._leases:
             self.synchronise(datetime.now(UTC))
 
 

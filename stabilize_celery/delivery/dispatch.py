@@ -86,7 +86,7 @@ class Dispatcher:
         settings = surroundings.settings
         self._hiding = hiding(settings.redact_keys)
         self.keeper = LeaseKeeper(store, settings.lease, settings.heartbeat, settings.task_kill_grace)
-        self.keeper.owner = surroundings.worker
+        self.keeper.renew = lambda leases, lease: store.heartbeat(leases, lease, surroundings.worker)
         self.worker = TaskWorker(
             store,
             surroundings.registry,

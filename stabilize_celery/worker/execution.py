@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from stabilize_celery.clock import check_seconds
 from stabilize_celery.crash_points import ProcessDiedError, reach
@@ -56,10 +56,16 @@ logger = discreet_logger(__name__)
 
 #: Records an outcome: message id, fencing token, attempt; false if the lease was lost.
 Settle = Callable[[str, int, Attempt], bool]
-#: Lets another worker make an attempt: message id, fencing token.
-HandBack = Callable[[str, int], None]
 #: Told of an attempt that failed for good; where that happened is its ``stabilize_scope``.
 OnFailure = Callable[[Exception], None]
+
+
+class HandBack(Protocol):
+    """Lets another worker make an attempt, which counts or does not."""
+
+    def __call__(self, message_id: str, token: int, *, counted: bool = False) -> None: ...
+
+
 #: Results a task may not return: it cannot put itself into these states.
 _IMPOSSIBLE = (S.NOT_STARTED, S.PAUSED, S.BUFFERED)
 #: Keys of a stage's context under which the engine keeps an error.
@@ -309,7 +315,8 @@ class _Attempt:
         # What comes before the call, such as the constructor of the task, has the time of a call.
         lease = Lease(self._row["id"], run.fencing_token, run, math.inf, lambda: self._expire(lease))
         lease.limit_to(self._settings.task_time_limit)
-        with self._worker.keeper.keep(lease), self._inside(run, stage, task) as span:
+        clock = self._worker.store.clock
+        with clock.keeping(), self._worker.keeper.keep(lease), self._inside(run, stage, task) as span:
             outcome = self._redacted(self._outcome(lambda: self._execute(lease)))
             if lease.stopped:
                 outcome = Outcome(Verdict.HANDED_BACK)

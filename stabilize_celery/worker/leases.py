@@ -79,13 +79,14 @@ class LeaseKeeper:
         kill_grace: float,
         end_process: Callable[[], None] | None = None,
     ) -> None:
-        self._store = store
         self._lease = lease
         self._heartbeat = min(heartbeat, lease / 3)
         self._kill_grace = kill_grace
         self.end_process = end_process
-        #: As it stands in the rows of what this process has claimed.
-        self.owner: str | None = None
+        #: Renews leases, given as message id -> fencing token, by so many seconds; see the store's ``heartbeat``.
+        self.renew: Callable[[dict[str, int], float], dict[str, str | None]] = lambda leases, lease: (
+            store.heartbeat(leases, lease)
+        )
         #: Where the main process of the pool sees what this one runs.
         self.slot: Slot | None = None
         self._reset()
@@ -104,7 +105,6 @@ class LeaseKeeper:
         with self._condition:
             self._leases[lease.message_id] = lease
             self._kept += 1
-            self._store.clock.leases += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="stabilize-leases", daemon=True)
                 self._thread.start()
@@ -120,7 +120,6 @@ class LeaseKeeper:
                 self.slot.clear(lease.message_id)
             with self._condition:
                 self._leases.pop(lease.message_id, None)
-                self._store.clock.leases -= 1
 
     def limit(self, lease: Lease, seconds: float) -> None:
         """Give a lease that is kept that long from now."""
@@ -186,7 +185,7 @@ class LeaseKeeper:
         if self.slot is not None:
             self.slot.beat()
         try:
-            wanted = self._store.heartbeat(held, self._lease, self.owner)
+            wanted = self.renew(held, self._lease)
         except Exception:
             # The database may be away for a while; the lease tells in the end who owns the task.
             logger.warning("leases could not be renewed", exc_info=True)

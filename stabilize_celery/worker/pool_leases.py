@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from stabilize_celery.errors import TaskTimeoutError
 from stabilize_celery.observe.logs import discreet_logger
@@ -131,6 +132,7 @@ class PoolLeases:
         self._thread = threading.Thread(target=self._run, name="stabilize-pool-leases", daemon=True)
         #: When a process whose work is canceled by force is to be ended, by process and token.
         self._kill_at: dict[tuple[int, int], float] = {}
+        self._forsaken: dict[int, Held] = {}
 
     def start(self) -> None:
         """Begin."""
@@ -152,23 +154,30 @@ class PoolLeases:
 
     def turn(self, overdue: float) -> None:
         """Look once; a process that has not renewed its lease for ``overdue`` seconds cannot."""
-        now = time.monotonic()
-        silent = [(i, x) for i, x in self._slots.held() if now - x.beaten > overdue and _runs(x.pid)]
-        ended = [
-            (i, x) for i, x in silent if now >= min(x.deadline, self._kill_at.get((x.pid, x.token), math.inf))
-        ]
-        for index, held in ended:
-            self._end(index, held)
-        left = [x for each in silent if each not in ended for x in each[1:]]
-        self._kill_at = {
-            key: at for key, at in self._kill_at.items() if key in {(x.pid, x.token) for x in left}
-        }
-        if left:
+        now, silent = time.monotonic(), []
+        for index, held in self._slots.held():
+            state = _state(held.pid)
+            if state == "ended":
+                self._forsake(index, held)
+            elif state == "runs" and now - held.beaten > overdue:
+                if now >= min(held.deadline, self._kill_at.get((held.pid, held.token), math.inf)):
+                    self._end(index, held)
+                else:
+                    silent.append(held)
+        known = {(held.pid, held.token) for held in silent}
+        self._kill_at = {key: at for key, at in self._kill_at.items() if key in known}
+        if silent:
             worker = self._worker()
-            wanted = worker.store.heartbeat({x.message_id: x.token for x in left}, worker.settings.lease)
-            for held in left:
+            wanted = worker.store.heartbeat({x.message_id: x.token for x in silent}, worker.settings.lease)
+            for held in silent:
                 if wanted.get(held.message_id) == "kill":
                     self._kill_at.setdefault((held.pid, held.token), now + worker.settings.task_kill_grace)
+
+    def _forsake(self, index: int, held: Held) -> None:
+        """Its process is gone: nothing is to be waited for."""
+        if self._forsaken.get(index) != held:
+            self._worker().hand_back(held.message_id, held.token, counted=True)
+            self._forsaken[index] = held
 
     def _end(self, index: int, held: Held) -> None:
         if self._slots.read(index) != held:
@@ -183,12 +192,14 @@ class PoolLeases:
             )
 
 
-def _runs(pid: int) -> bool:
-    """Whether a child of this process is alive and not stopped."""
+def _state(pid: int) -> Literal["runs", "stopped", "ended"]:
+    """Of a child of this process."""
     if not hasattr(os, "waitid"):
-        return True
+        return "runs"
     try:
-        options = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, pid, options) is None
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
-        return False
+        return "ended"
+    if found is None:
+        return "runs"
+    return "stopped" if found.si_code == os.CLD_STOPPED else "ended"

@@ -132,9 +132,11 @@ class Place:
         }
         queues = ("celery", "stabilize", "stabilize.tasks")
         options.setdefault("concurrency", 1)
-        return self._start(
-            "tests.integration.workers.stops_app", pool=pool, queues=queues, env=env, **options
+        wait = options.pop("wait", True)
+        started = self._start(
+            "tests.integration.workers.stops_app", pool=pool, queues=queues, env=env, wait=False, **options
         )
+        return started.wait_ready(60) if wait else started
 
     def two_workers(self, pool: str, **options: Any) -> list[WorkerProcess]:
         """Start two at the same time."""

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from stabilize_celery import WorkflowStatus as S
+from tests.integration.workers.conftest import Place
 from tests.worker import WorkerProcess, wait_until
 
 POOLS = ("prefork", "threads", "solo")

@@ -15,7 +15,7 @@ PYTEST_PROCESSES ?= 2
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-fast test-served compat compat-oldest compat-newest compat-run lock check bench bench-quick explore explore-faults overload hammer simulate chaos docs format clean
+.PHONY: help demo test test-fast test-served compat compat-oldest compat-newest compat-run lock check bench bench-quick explore explore-faults overload hammer simulate chaos docs format clean stops
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 or newer and nothing else"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench    this engine, Celery's canvas and other engines by turns, and what waiting, history and load cost; hours"
 	@echo "make bench-quick  the same for two minutes"
 	@echo "make simulate random histories of the engine under faults: HISTORIES=100000 SEED=7"
+	@echo "make stops    every way of stopping a worker, on every pool, with every kind of body: an hour"
 	@echo "make chaos    kill, freeze, wipe and restart everything while workflows run: CHAOS='--seconds 600 --seed 7'"
 	@echo "make overload a hundred thousand messages and two slow workers: nothing floods, starves or grows"
 	@echo "make explore  transactions interleaved statement by statement: SCHEDULES=20000 SEED=7, EXPLORE=--pairs for the list"
@@ -104,6 +105,11 @@ lock: | $(BIN)/python
 	@$(COMPILE) --universal --python-version 3.11 --extra dev --extra bench --output-file config/locked/dev.txt
 	@$(COMPILE) --universal --python-version 3.11 --extra build --constraint config/locked/dev.txt --output-file config/locked/core.txt
 	@$(COMPILE) --python-version 3.11 --resolution lowest-direct --extra test --output-file config/locked/oldest.txt
+
+# Every way of stopping a worker, on every pool, with every kind of body: about an hour.
+stops: $(VENV)/.installed-dev
+	@config/install-services.sh
+	@STOPS=all $(BIN)/python -m pytest tests/integration/workers/test_stops.py $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -84,9 +84,7 @@ class LeaseKeeper:
         self._kill_grace = kill_grace
         self.end_process = end_process
         #: Renews leases, given as message id -> fencing token, by so many seconds; see the store's ``heartbeat``.
-        self.renew: Callable[[dict[str, int], float], dict[str, str | None]] = lambda leases, lease: (
-            store.heartbeat(leases, lease)
-        )
+        self.renew: Callable[[dict[str, int], float], dict[str, str | None]] = store.heartbeat
         #: Where the main process of the pool sees what this one runs.
         self.slot: Slot | None = None
         self._reset()

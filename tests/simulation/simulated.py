@@ -60,6 +60,8 @@ def simulated(engine: Stabilize) -> Stabilize:
     """Make an embedded engine ready for simulated worlds; it is good for nothing else then."""
     dispatcher, settings = engine.dispatcher, engine.settings
     keeper = SimulatedKeeper(engine.store, settings.lease, settings.heartbeat, settings.task_kill_grace)
+    # Looked up at each call, because the watch takes the place of the store's methods.
+    keeper.renew = lambda leases, lease: engine.store.heartbeat(leases, lease, dispatcher.worker.owner)
     dispatcher.keeper = dispatcher.worker.keeper = keeper
     # With an observer transactions keep what they change.
     engine.observers.append(lambda transitions: None)

@@ -13,6 +13,8 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.strategy import default
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from stabilize_celery.delivery.stopping import is_stopping
+
 logger = logging.getLogger(__name__)
 _JSON = "application/json"
 
@@ -25,6 +27,10 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
     def admit(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
         try:
             problem = _problem(message)
+            if problem is None and is_stopping():
+                # It would be held until this worker has ended; another one begins it now.
+                reject(logger, broker_is_lost, True)
+                return None
             if problem is None:
                 return hand_over(message, body, ack, reject, callbacks, **more)
         except (InvalidTaskError, ContentDisallowed, DecodeError, *broker_is_lost):

@@ -38,7 +38,7 @@ from stabilize_celery.worker.leases import LeaseKeeper
 
 logger = discreet_logger(__name__)
 #: Seconds in which a worker that is being ended stops taking messages, and says why it ended a process.
-HAND_BACK_DELAY = 0.5
+HAND_BACK_DELAY = 1.0
 
 
 def burial_reason(message_id: str) -> str:

@@ -66,8 +66,13 @@ def is_cold() -> bool:
     return _told("should_terminate")
 
 
+def is_stopping() -> bool:
+    """Whether the worker whose main process this is takes no more tasks."""
+    return _told("should_stop") or is_cold()
+
+
 ENDING.signs += [_has_left, is_cold]
-ENDING.stopping.append(lambda: _told("should_stop"))
+ENDING.stopping.append(is_stopping)
 
 
 @signals.worker_init.connect

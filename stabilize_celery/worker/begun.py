@@ -75,11 +75,14 @@ class BegunTask(_Attempt):
         self.lease = Lease(self._row["id"], run.fencing_token, run, deadline, self._end)
         self._kept = ExitStack()
         self._kept.enter_context(self._worker.keeper.keep(self.lease))
-        self._kept.enter_context(
-            run.on_interrupt(lambda: on_stop(self.lease.verdict == "kill" or self.lease.expired))
-        )
+        self._kept.enter_context(run.on_interrupt(lambda: self._stop(on_stop)))
         self._span = self._kept.enter_context(self._inside(run, stage, self._task))
         return True
+
+    def _stop(self, on_stop: Callable[[bool], None]) -> None:
+        # What is handed back is begun again, so nothing is said against it.
+        if not self.lease.stopped:
+            on_stop(self.lease.verdict == "kill" or self.lease.expired)
 
     @property
     def number(self) -> int:

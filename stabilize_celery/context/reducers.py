@@ -90,7 +90,8 @@ def reduce_values(name: str, values: Sequence[Any], key: str = "") -> Any:
         raise StageError(f"the reducer {name!r}{of_key} got no values")
     try:
         reduced = reducer(list(values))
-    except Exception as failure:
+    except BaseException as failure:
+        # An exit too is its own: signals that end the process wait while the engine works.
         types = ", ".join(type(value).__name__ for value in values[:10])
         more = f" and {len(values) - 10} more" if len(values) > 10 else ""
         raise StageError(

@@ -134,7 +134,8 @@ def _planning(unit: Unit, stage: StageExecution) -> Iterator[None]:
     apply_view(stage, seen_by(unit, stage))
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        # An exit too is the builder's own: signals that end the process wait while a message is handled.
         raise PlanningFailedError(error_text(error), dict(stage.context)) from error
     finally:
         assert stage._own_context is not None

@@ -29,6 +29,7 @@ def details(result: Result, ref: str = "a") -> dict[str, Any]:
     [
         pytest.param({"raise": "KeyError", "message": "limits"}, "KeyError", "limits", id="raises"),
         pytest.param({"raise": "SystemExit", "message": "7"}, "SystemExit", "7", id="exits"),
+        pytest.param({"raise": "KeyboardInterrupt"}, "KeyboardInterrupt", "Keyboard", id="interrupts"),
         pytest.param({"give": 600}, "TypeError", "timedelta", id="seconds"),
         pytest.param({"give": "soon"}, "TypeError", "timedelta", id="text"),
         pytest.param({"seconds": -5}, "ValueError", "-1 day", id="negative"),
@@ -42,7 +43,7 @@ def test_a_hook_that_raises_or_gives_no_span_of_time(
     assert result.status is S.TERMINAL
     assert details(result)["type"] == kind
     assert text in result.error("a")
-    if kind != "KeyError" and kind != "SystemExit":
+    if "raise" not in step:
         assert hook in result.error("a"), "the hook is named"
     assert result.stage("a").tasks[0].claims == 1, "it is settled by the worker that found it"
 
@@ -101,6 +102,7 @@ def test_a_task_that_cannot_be_made(engine: ConformanceEngine) -> None:
         ("with an update", "PermanentError", "own words"),
         ("SystemExit", "SystemExit", "SystemExit"),
         ("GeneratorExit", "GeneratorExit", "GeneratorExit"),
+        ("KeyboardInterrupt", "KeyboardInterrupt", "KeyboardInterrupt"),
     ],
 )
 def test_an_error_that_is_odd_in_itself(engine: ConformanceEngine, error: str, kind: str, text: str) -> None:

@@ -127,7 +127,7 @@ class Explorer:
             FoundError: one is wrong.
         """
         for inline, name in itertools.product((True, False), PAIRS):
-            self.pair(name, inline, PER_PAIR)
+            self.pair(name, inline, 2 * PER_PAIR)
         self.explore(seed, schedules - self.played)
 
     def pair(self, name: str, inline: bool, most: int | None = None) -> None:
@@ -185,13 +185,16 @@ class Explorer:
         """
         self._serial.clear()
         with self.world.watching():
-            length = len(self.play(situation, Serially([0] * 99)).schedule.steps)
-            turns = [(n,) for n in range(1, length)]
-            turns += [(n, m) for n in range(1, length) for m in range(1, length - n)]
-            all_of_them = [(who, *each) for who in (0, 1) for each in turns]
-            if most is not None and most < len(all_of_them):
-                all_of_them = Random(situation.name).sample(all_of_them, most)
-            for who, *lengths in all_of_them:
+            first = self.play(situation, Serially([0] * 99))
+            steps = [each.participant[0] for each in first.schedule.steps]
+            lengths_of = [steps.count(str(who)) for who in (0, 1)]
+            one = [(who, n) for who in (0, 1) for n in range(1, lengths_of[who])]
+            two = [(*each, m) for each in one for m in range(1, lengths_of[1 - each[0]])]
+            if most is not None:
+                random = Random(situation.name)
+                one = random.sample(one, min(most // 2, len(one)))
+                two = random.sample(two, min(most - len(one), len(two)))
+            for who, *lengths in [*one, *two]:
                 self.judge(situation, self.play(situation, Preempted(who, *lengths)))
                 self.played += 1
 

@@ -243,7 +243,8 @@ def _told(each: Stage) -> str:
 
 
 def _is(row: dict[str, Any], kinds: tuple[str, ...]) -> bool:
-    ref = row["label"].partition(" / ")[2]
+    # The ref of the stage, or the name of the workflow.
+    ref = row["label"].partition(" / ")[2] or row["label"]
     return row["type"] in kinds or f"{row['type']} {ref}" in kinds
 
 
@@ -435,8 +436,8 @@ def _pairs() -> dict[str, tuple[Callable[[], list[Workflow]], _Pair, tuple[str, 
     def one(make: Callable[..., list[Stage]], *arguments: Any) -> Callable[[], list[Workflow]]:
         return lambda: [Workflow.create("tests", "w", make(*arguments))]
 
-    def two_limited() -> list[Workflow]:
-        return [limited(f"w{n}", 1, True, [stage("a")]) for n in range(2)]
+    def two_limited(first: int = 0) -> list[Workflow]:
+        return [limited(f"w{n}", 1, True, [stage("a")]) for n in range(first, 2)]
 
     both = ("RunTask a", "RunTask b")
     tasks = ("RunTask",)
@@ -449,11 +450,12 @@ def _pairs() -> dict[str, tuple[Callable[[], list[Workflow]], _Pair, tuple[str, 
             _messages(*both),
             tasks,
         ),
+        # Completed in place, c would lock f before d locks e.
         "a wide fan-out beside a branch": (
             one(
                 lambda: [
-                    stage("a"), stage("b"), stage("x", None, "a"), stage("y", None, "ab"), stage("z", None, "ax"),
-                    stage("j", after="xyz"),
+                    stage("a"), stage("b"), stage("c", None, "a"), stage("d", None, "a"), stage("e", after="bd"),
+                    stage("f", after="bc"),
                 ]
             ),
             _messages(*both),
@@ -486,7 +488,11 @@ def _pairs() -> dict[str, tuple[Callable[[], list[Workflow]], _Pair, tuple[str, 
             _messages("RunTask b", "RunTask c"),
             ("RunTask b", "RunTask c"),
         ),
-        "two of a limit of one": (two_limited, lambda world, rows, _: [handle(row) for row in rows], ("StartWorkflow",)),
+        "two of a limit of one": (
+            lambda: two_limited(-1),
+            lambda world, rows, _: [handle(row) for row in rows],
+            ("StartWorkflow w0", "StartWorkflow w1"),
+        ),
         "one comes, one goes": (
             two_limited,
             lambda world, rows, flows: [*_messages("RunTask a")(world, rows, flows), start_limited()],

@@ -231,6 +231,7 @@ class World:
         """An empty database."""
         self.server.execute("TRUNCATE " + ", ".join(_TABLES))
         self._ids = _IDS
+        self.bodies.clear()
 
     def dump(self) -> tuple[Any, ...]:
         """The state, to be put back."""
@@ -298,6 +299,7 @@ class World:
         """Let what is left come to its end, and look at it."""
         problems = list(self.recorder.early)
         problems += self._unpublished()
+        problems += self._over_granted()
         problems += self.drain()
         problems += [f"no_handler_fails: {told}" for told in self.complaints.told]
         with self.theirs.connect() as connection:
@@ -323,6 +325,18 @@ class World:
             f"nothing_is_lost: {row['type']} of {row['label']} was never published"
             for row in self.waiting()
             if row["id"] not in sent
+        ]
+
+    def _over_granted(self) -> list[str]:
+        """All executions of a configuration have the same limit here."""
+        found = self.server.execute(
+            "SELECT pipeline_config_id, count(*), max_concurrent FROM stabilize_workflows "
+            "JOIN stabilize_slots USING (pipeline_config_id) WHERE holds_slot GROUP BY 1, 3"
+        )
+        return [
+            f"slots_are_never_over_granted: {taken} executions of {config} hold a slot of {limit}"
+            for config, taken, limit in found
+            if limit is not None and taken > limit
         ]
 
     #: Messages that were there before the participants began.

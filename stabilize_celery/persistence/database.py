@@ -246,7 +246,7 @@ class Database:
                 yield
         except DBAPIError as error:
             if is_unavailable(error):
-                raise self._unavailable(error) from error
+                raise self._unavailable(error) from _without_traceback(error)
             raise
 
     def _unavailable(self, error: DBAPIError) -> StoreError:
@@ -281,7 +281,7 @@ class Database:
         except BaseException as error:
             self.clock.was_asked(answered=False)
             if isinstance(error, DBAPIError) and is_unavailable(error):
-                raise self._unavailable(error) from error
+                raise self._unavailable(error) from _without_traceback(error)
             raise
 
     def dispose(self) -> None:
@@ -403,11 +403,16 @@ def patiently(
         pause = min(pause * 2, 1.0)
 
 
+def _without_traceback(error: DBAPIError) -> BaseException | None:
+    """The driver's own error: a hundred lines of the layers in between say nothing that the sentence does not."""
+    return None if error.orig is None else error.orig.with_traceback(None)
+
+
 def _sqlstate(error: BaseException) -> str | None:
     """The SQLSTATE of an error of the database, or of the one that a StoreError tells of."""
     if isinstance(error, StoreError) and error.__cause__ is not None:
         error = error.__cause__
-    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
     return state if isinstance(state, str) else None
 
 
@@ -436,7 +441,7 @@ def missing_tables_explained(database: str) -> Iterator[None]:
     except DBAPIError as error:
         undefined = getattr(error.orig, "sqlstate", None) == "42P01"
         if undefined or str(error.orig).startswith("no such table: stabilize_"):
-            raise missing_tables(database) from error
+            raise missing_tables(database) from None
         raise
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
+from stabilize_celery.errors import storable_text
 from stabilize_celery.observe.scope import FIELDS, SCOPE, current_scope
 from stabilize_celery.redaction import Redactor
 
@@ -57,18 +58,19 @@ class ContextFilter(logging.Filter):
 class SecretsFilter(logging.Filter):
     """Hides secrets in what a logger of the engine says, its tracebacks included: by key, or as :func:`hiding` says.
 
-    A traceback is written once, here; formatters of the standard library take it as it is.
+    A traceback is written once, here; formatters of the standard library take it as it is.  Halves of surrogate pairs,
+    which no stream takes, are replaced.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Hide; lets all of them pass."""
         redactor = record.__dict__.pop(_REDACTOR, _usual)
         said = record.getMessage()
-        told = redactor.text(said)
+        told = storable_text(redactor.text(said))
         if told != said:
             record.msg, record.args = told, ()
         if record.exc_info:
-            record.exc_text = redactor.text(_formatter.formatException(record.exc_info))
+            record.exc_text = storable_text(redactor.text(_formatter.formatException(record.exc_info)))
         return True
 
 

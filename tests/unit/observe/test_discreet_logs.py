@@ -85,3 +85,10 @@ def test_messages_are_hidden_and_others_left_as_they_are(written: StringIO) -> N
     assert records[1].args == ("x", 3)
     assert not [name for name in records[1].__dict__ if "redact" in name]
     assert discreet_logger("stabilize_celery.tried").filters == logger.filters
+
+
+def test_what_no_stream_can_write_is_replaced(written: StringIO) -> None:
+    logger = discreet_logger("stabilize_celery.tried")
+    logger.error("it failed: %s", "\ud800", exc_info=ValueError("\udfff"))
+    assert written.getvalue().encode().startswith(b"ERROR stabilize_celery.tried it failed: ?")
+    assert "ValueError: ?" in written.getvalue()

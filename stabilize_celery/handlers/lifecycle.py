@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from stabilize_celery.errors import storable_text
 from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import (
@@ -320,4 +321,5 @@ def give_back_slot(unit: Unit, workflow: Workflow) -> None:
 def log_failure(stage: StageExecution, why: str) -> None:
     """Log that a stage fails without an attempt that does, of which the worker would tell; ``why`` tells no secret."""
     workflow = stage.execution
-    logger.error("stage %s of workflow %s (%s) failed: %s", stage.called, workflow.name, workflow.id, why)
+    told = storable_text(why)
+    logger.error("stage %s of workflow %s (%s) failed: %s", stage.called, workflow.name, workflow.id, told)

@@ -25,6 +25,8 @@ class TaskRegistry:
         self._tasks: dict[str, Task | type[Task]] = {}
         self._aliases: dict[str, str] = {}
         self._builtin: dict[str, Task | type[Task]] = {}
+        #: Types of another engine, see :meth:`adopt`.
+        self._adopted: dict[str, Task | type[Task]] = {}
         #: Built-in types that this deployment does without.
         self._excluded: set[str] = set()
         self.register("noop", NoOpTask)
@@ -35,7 +37,7 @@ class TaskRegistry:
     ) -> None:
         """Register a task class, an instance, or a function.
 
-        One of the same name takes the place of a built-in type, and of itself: a module may be imported again.
+        One of the same name takes the place of a built-in or adopted type, and of itself: a module may be imported again.
 
         Args:
             name: of the type.
@@ -53,7 +55,8 @@ class TaskRegistry:
         if not isinstance(task, Task) and not (isinstance(task, type) and issubclass(task, Task)):
             task = CallableTask(task)
         known = self._tasks.get(name)
-        if not replace and known is not None and self._builtin.get(name) is not known:
+        given = known is not None and (known is self._builtin.get(name) or known is self._adopted.get(name))
+        if not replace and known is not None and not given:
             ours, theirs = _origin(known), _origin(task)
             if known is not task and (ours != theirs or "<" in ours[1]):
                 raise ConfigurationError(
@@ -100,6 +103,8 @@ class TaskRegistry:
         """Take over the types that somebody registered in another registry; its built-in ones are left to it."""
         own = {name: task for name, task in other._tasks.items() if other._builtin.get(name) is not task}
         self._tasks |= own
+        # They give way to the types of this engine, as the built-in ones do: a test replaces what an app has.
+        self._adopted |= own
         self._aliases |= {alias: name for alias, name in other._aliases.items() if name in own}
 
     def resolve(self, name: str) -> Task:

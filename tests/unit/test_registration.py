@@ -171,3 +171,14 @@ def test_imports_are_loaded_with_the_settings(package: str) -> None:
     app.conf.stabilize_imports = (f"{package}.stages",)
     assert engine.settings.imports == (f"{package}.stages",)
     assert engine.registry.knows("charge")
+
+
+def test_a_type_that_was_adopted_gives_way_to_one_of_the_engine_itself():
+    with Stabilize.embedded() as shop, Stabilize.embedded() as tried:
+        shop.task("charge")(lambda: {"by": "the shop"})
+        tried.adopt(shop)
+        tried.task("charge")(lambda: {"by": "the test"})
+        run = tried.run(Workflow.create("shop", "order", [StageExecution.single("c", "charge")]), timeout=30)
+        assert run.get(timeout=0) == {"by": "the test"}
+        with pytest.raises(ConfigurationError, match="registered already"):
+            tried.task("charge")(lambda: {"by": "another"})

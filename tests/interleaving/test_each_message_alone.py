@@ -21,4 +21,4 @@ def test_a_pair(world: World, name: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_histories(world: World, seed: int) -> None:
-    Explorer(world).explore(seed, 47, False)
+    Explorer(world).explore(seed, 48, False)

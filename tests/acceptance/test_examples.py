@@ -52,7 +52,11 @@ def test_the_map_counts_every_file_in_order(tmp_path):
     ("answer", "told"), [("yes", "shop-1.4.whl, approved by kim"), ("no", "Approval rejected")]
 )
 def test_the_approval_waits_for_its_answer(answer, told):
-    assert run(sys.executable, str(EXAMPLES / "approval.py"), answer) == f"waiting for an answer\n{told}\n"
+    command = [sys.executable, str(EXAMPLES / "approval.py"), answer]
+    done = run_successfully(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout == f"waiting for an answer\n{told}\n"
+    # A failed stage is logged; who configures no logging finds it on stderr.
+    assert ("stage approve of workflow release" in done.stderr) is (answer == "no")
 
 
 def test_the_data_pipeline_shows_its_stages_and_its_report():

@@ -89,11 +89,11 @@ def make_app(broker: str, database: str, **conf: Any) -> tuple[Celery, Stabilize
             "mine"
         )
 
-    @app.task(name="stops.work", ignore_result=True)
+    @app.task(name="stops.work", ignore_result=True, shared=False)
     def celery_work(folder: str) -> dict[str, Any]:
         return work(folder, 0)
 
-    @app.task(name="stops.work_late", acks_late=True, reject_on_worker_lost=True)
+    @app.task(name="stops.work_late", acks_late=True, reject_on_worker_lost=True, shared=False)
     def celery_work_late(folder: str) -> dict[str, Any]:
         return work(folder, 0)
 

@@ -49,14 +49,16 @@ def test_starting_with_an_unreachable_database_names_it_without_its_password(dep
     assert "secret" not in str(refused.value)
 
 
-def test_a_worker_with_an_unreachable_database_says_so_and_ends(deploy: Deploy) -> None:
+def test_a_worker_with_an_unreachable_database_says_so_and_waits_until_it_is_stopped(deploy: Deploy) -> None:
     url = nowhere()
+    worker = deploy(database=url).worker(wait=False)
+    worker.wait_log("stabilize_celery waits for its database")
+    assert worker.running
+    worker.stop()
 
-    output = refused_start(deploy(database=url))
-
-    assert url.replace("secret", "***") in output
-    assert "secret" not in output
-    assert "ready." not in output
+    assert url.replace("secret", "***") in worker.output
+    assert "secret" not in worker.output
+    assert "ready." not in worker.output
 
 
 def test_a_worker_without_tables_says_what_to_run_and_ends(deploy: Deploy, empty_postgres_url: str) -> None:

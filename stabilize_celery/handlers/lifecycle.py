@@ -160,7 +160,7 @@ def set_deadline(unit: Unit, stage: StageExecution, deadline: datetime) -> None:
 def clear_timers(unit: Unit, stage: StageExecution) -> None:
     """A stage has ended: nothing is left of the messages that stand for its time limits."""
     if stage.deadline is not None or any(task.waits_until is not None for task in stage.tasks):
-        unit.stop_running(stage, force=False)
+        unit.drop_timers(stage.execution, stage)
 
 
 def send_hooks(unit: Unit, stage: StageExecution, hook: str, tasks: list[TaskExecution]) -> None:

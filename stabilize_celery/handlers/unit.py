@@ -168,7 +168,7 @@ class Unit(Protocol):
     def is_at_work(self, stage: StageExecution) -> bool:
         """Whether a worker runs a task of the stage, as far as its lease tells."""
 
-    def drop_timers(self, workflow: Workflow) -> None:
+    def drop_timers(self, workflow: Workflow, stage: StageExecution | None = None) -> None:
         """Forget the messages that stand for time limits of its stages and suspensions."""
 
     # -- signals and slots

@@ -51,17 +51,15 @@ def header_of(row: Any) -> dict[str, Any]:
 
 
 #: One stage with its workflow's header, the stage locked.
-lock_stage = (
-    _with_header(select(*stages.c))
-    .join_from(stages, workflows, workflows.c.id == stages.c.workflow_id)
-    .where(stages.c.id == bindparam("stage_id"))
-    .with_for_update(of=stages)
+_one_stage = _with_header(select(*stages.c)).join_from(
+    stages, workflows, workflows.c.id == stages.c.workflow_id
 )
+lock_stage = _one_stage.where(stages.c.id == bindparam("stage_id")).with_for_update(of=stages)
 
-#: The id of the stage of that ref_id.
-read_id_of_ref = select(stages.c.id).where(
-    stages.c.workflow_id == bindparam("workflow_id"), stages.c.ref_id == bindparam("ref_id")
-)
+#: The same, by its ref_id.
+lock_stage_of_ref = _one_stage.where(
+    stages.c.ref_id == bindparam("ref_id"), stages.c.workflow_id == bindparam("workflow_id")
+).with_for_update(of=stages)
 
 #: The stages directly after one, locked in topological order.
 lock_downstream = (

@@ -28,7 +28,17 @@ def _problems(transaction: Transaction, log: LockLog) -> list[str]:
         found.append(f"the gate is entered after rows are locked\n{_told(transaction)}")
     highest, stages_so_far = 0, ((-1.0, ""),)
     for number, step in enumerate(transaction.steps):
+        if "SKIP LOCKED" in step.statement:
+            # It passes by what others have locked, and so never waits.
+            continue
         place = TABLES.index(step.table)
+        if (
+            step.table == "stages"
+            and "stabilize_stages.ref_id = " in step.statement
+            and not transaction.exclusive
+        ):
+            # An item of a map that waits for its turn: only transactions that hold its parent's row look at it.
+            continue
         if step.table == "stages":
             places = sorted(log.places[row] for row in step.rows if row in log.places)
             if not transaction.exclusive and places:

@@ -135,8 +135,9 @@ class Loads(Writes):
         if ref_id in self._by_ref and self._by_ref[ref_id].execution.id == workflow.id:
             return self._by_ref[ref_id]
         self._flush_stages()
-        row = row_of(self.connection, queries.read_id_of_ref, {"workflow_id": workflow.id, "ref_id": ref_id})
-        return None if row is None else self.stage(row["id"])
+        of_ref = {"workflow_id": workflow.id, "ref_id": ref_id}
+        row = row_of(self.connection, queries.lock_stage_of_ref, of_ref)
+        return None if row is None else self._adopt_with_header(row)
 
     def _adopt_with_header(self, row: dict[str, Any]) -> StageExecution:
         workflow = self._workflows.get(row["workflow_id"])

@@ -163,15 +163,23 @@ class Sends(Loads):
         )
         return self.connection.execute(leased).first() is not None
 
-    def drop_timers(self, workflow: Workflow) -> None:
+    def drop_timers(self, workflow: Workflow, stage: StageExecution | None = None) -> None:
         self._new_messages = [
             row
             for row in self._new_messages
-            if row["type"] not in _TIMERS or row["workflow_id"] != workflow.id
+            if row["type"] not in _TIMERS
+            or row["workflow_id"] != workflow.id
+            or (stage is not None and row["stage_id"] != stage.id)
         ]
         messages = tables.messages
-        timers = (messages.c.workflow_id == workflow.id) & messages.c.type.in_(_TIMERS)
-        self.connection.execute(delete(messages).where(timers))
+        timers = select(messages.c.id).where(
+            messages.c.workflow_id == workflow.id, messages.c.type.in_(_TIMERS)
+        )
+        if stage is not None:
+            timers = timers.where(messages.c.stage_id == stage.id)
+        # One that is being handled waits for this transaction, and has no effect then.
+        passed_by = timers.with_for_update(skip_locked=True)
+        self.connection.execute(delete(messages).where(messages.c.id.in_(passed_by)))
 
     def _stop(self, stage_ids: list[str], *, force: bool) -> dict[str, int]:
         """Tell whoever works for these stages; returns the last fencing token of each task that was under way."""

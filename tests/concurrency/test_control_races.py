@@ -214,8 +214,9 @@ def test_a_sub_workflow_that_is_made_while_its_parent_is_canceled(scene: Scene) 
     start = scene.contender(scene.message("StartWorkflow"), HANDLED).until_stuck()
     assert start.waited, "it looked at its parent's stage beside the cancel"
     cancel.join()
-    making.join()
+    # The task that made it waits for its row, which the start has locked.
     start.join()
+    making.join()
     scene.proceed()
     assert run.status is S.CANCELED
     (child,) = [other for other in scene.engine.find() if other.id != run.id]

@@ -57,7 +57,7 @@ def test_a_task_waits_for_a_worker_that_knows_its_type(deploy: Deploy, tmp_path:
 
     environment["CONFORMANCE_MORE"] = '{"stabilize_imports": ["newer"]}'
     deployment.worker(cwd=tmp_path)
-    results = [engine.settle(run, 60) for run in runs]
+    results = [engine.wait_final(run, 90) for run in runs]
 
     for result in results:
         assert result.status is S.SUCCEEDED

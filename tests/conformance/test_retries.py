@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -217,8 +216,7 @@ def test_a_stage_that_takes_too_long_fails_while_its_task_still_runs(engine: Con
     result = engine.settle(result.run)
 
     assert result.statuses() == {"a": "TERMINAL", "b": "NOT_STARTED"}
-    # The worker keeps the time, or finds that it is over before it begins.
-    assert re.search("timed out|exceeded its stageTimeoutMs", result.error("a"))
+    assert "timed out" in result.error("a")
     assert result.stage("a").outputs == {}
     assert sorted(result.hooks("a")) == ["on_cleanup", "on_timeout"]
     assert result.executions("a") == 1

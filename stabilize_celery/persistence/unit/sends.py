@@ -156,10 +156,14 @@ class Sends(Loads):
         leased = select(messages.c.id).where(
             messages.c.workflow_id == stage.execution.id,
             messages.c.stage_id == stage.id,
-            messages.c.type == "RunTask",
-            messages.c.lease_owner.is_not(None),
-            ~messages.c.lease_owner.startswith(WAITS_IN),
-            messages.c.send_at > self.now,
+            # The result of a task that has ended may be on its way to the stage.
+            messages.c.type.in_(("CompleteTask", "CompleteStage"))
+            | (
+                (messages.c.type == "RunTask")
+                & messages.c.lease_owner.is_not(None)
+                & ~messages.c.lease_owner.startswith(WAITS_IN)
+                & (messages.c.send_at > self.now)
+            ),
         )
         return self.connection.execute(leased).first() is not None
 

@@ -126,6 +126,23 @@ class PostgresService:
             row = connection.execute(query, (database,)).fetchone()
         return int(row[0]) if row else 0
 
+    def stop_autovacuum(self) -> None:
+        """Return once no process of the server itself takes transaction numbers or renews the planner's statistics."""
+        _ = self.pid
+        self._set_autovacuum("off")
+        running = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'autovacuum%'"
+        with self._admin() as connection:
+            wait_until(lambda: connection.execute(running).fetchone() == (0,), 60, "the end of autovacuum")
+
+    def resume_autovacuum(self) -> None:
+        """The opposite of `stop_autovacuum`."""
+        self._set_autovacuum("on")
+
+    def _set_autovacuum(self, value: str) -> None:
+        with self._admin() as connection:
+            connection.execute(f"ALTER SYSTEM SET autovacuum = {value}".encode())
+            connection.execute("SELECT pg_reload_conf()")
+
     @contextlib.contextmanager
     def _admin(self) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
         address = plain_address(self.url)

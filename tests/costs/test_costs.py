@@ -34,8 +34,16 @@ class Listens(Task):
         return TaskResult.success()
 
 
+@pytest.fixture(scope="module")
+def still_server(postgres_service):
+    """A server on which only the test takes transaction numbers or counts rows for the planner."""
+    postgres_service.stop_autovacuum()
+    yield
+    postgres_service.resume_autovacuum()
+
+
 @pytest.fixture
-def engine(postgres_url):
+def engine(still_server, postgres_url):
     made = Stabilize.embedded(postgres_url, concurrency=1, retry_delay=0.001, retry_delay_max=0.001)
     made.task("work")(lambda: {"value": "x" * 20})
     made.registry.register("flaky", Flaky)

@@ -53,7 +53,7 @@ def test_a_task_waits_for_a_worker_that_knows_its_type(deploy: Deploy, tmp_path:
     assert len(warnings(old)) == 1, "once per type and minute"
     mark = _row(engine.stabilize, runs[0])["last_error"][UNKNOWN]
     assert (mark["since"], mark["before"]) == (since, None)
-    old.kill()
+    old.stop()
 
     environment["CONFORMANCE_MORE"] = '{"stabilize_imports": ["newer"]}'
     deployment.worker(cwd=tmp_path)
@@ -75,7 +75,7 @@ def test_a_celery_task_waits_for_a_worker_that_knows_it(deploy: Deploy, tmp_path
     run = engine.start(flow(stage("a", "celery", context={"task": "conformance.newest"})))
     old.wait_log("does not know Celery task conformance.newest")
     engine.wait_until(lambda: bool(_told(run)))
-    old.kill()
+    old.stop()
     environment["CONFORMANCE_MORE"] = '{"stabilize_imports": ["newer"]}'
     deployment.worker(cwd=tmp_path, queues=["celery"])
     result = engine.settle(run, 60)

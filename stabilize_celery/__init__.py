@@ -11,8 +11,7 @@ A map of the rooms:
 ``persistence``   the only SQL; ``worker`` running user code under a lease; ``observe`` watching what happens
 ``delivery``      the only Celery: entrypoints, publisher, relay; and the processor of embedded engines
 ``recovery``      audit and mending, dead letters, retention; ``maintenance`` what the engine offers of it
-``seeds``         the set-up of the seed documents: queue, processor, orchestrator
-``contrib``       within Django, and other projects
+``contrib``       within Django, in Flower, and the set-up of the ``stabilize`` package: queue, processor, orchestrator
 ``cli``           ``celery -A app stabilize ...`` and ``stabilize-celery ...``
 """
 
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stabilize_celery.clock import Clock, FakeClock
+    from stabilize_celery.contrib.seeds import Orchestrator, PostgresQueue, QueueProcessor, SqliteQueue
     from stabilize_celery.engine import Stabilize
     from stabilize_celery.errors import (
         PermanentError,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from stabilize_celery.models.workflow import Workflow
     from stabilize_celery.persistence.store import PostgresWorkflowStore, SqliteWorkflowStore
     from stabilize_celery.run import WorkflowRun
-    from stabilize_celery.seeds import Orchestrator, PostgresQueue, QueueProcessor, SqliteQueue
     from stabilize_celery.stages.builder import (
         StageDefinitionBuilder,
         StageDefinitionBuilderFactory,
@@ -120,17 +119,17 @@ _HOMES = {
     "ContinueParentStageHandler": "stabilize_celery.handlers.continue_parent_stage",
     "FakeClock": "stabilize_celery.clock",
     "JumpToStageHandler": "stabilize_celery.handlers.jump_to_stage",
-    "Orchestrator": "stabilize_celery.seeds",
+    "Orchestrator": "stabilize_celery.contrib.seeds",
     "PermanentError": "stabilize_celery.errors",
-    "PostgresQueue": "stabilize_celery.seeds",
+    "PostgresQueue": "stabilize_celery.contrib.seeds",
     "PostgresWorkflowStore": "stabilize_celery.persistence.store",
     "PythonTask": "stabilize_celery.tasks.python",
-    "QueueProcessor": "stabilize_celery.seeds",
+    "QueueProcessor": "stabilize_celery.contrib.seeds",
     "RetryableTask": "stabilize_celery.tasks.interface",
     "RunTaskHandler": "stabilize_celery.handlers.run_task",
     "ShellTask": "stabilize_celery.tasks.shell",
     "SkippableTask": "stabilize_celery.tasks.interface",
-    "SqliteQueue": "stabilize_celery.seeds",
+    "SqliteQueue": "stabilize_celery.contrib.seeds",
     "SqliteWorkflowStore": "stabilize_celery.persistence.store",
     "Stabilize": "stabilize_celery.engine",
     "StabilizeError": "stabilize_celery.errors",

@@ -91,9 +91,8 @@ def _mapping(file: WorkflowFile, tasks: Any) -> dict[str, Any]:
 def unknown_types(file: WorkflowFile, engine: Stabilize) -> list[WorkflowFileError]:
     """What is said of each stage with a task type that nobody registered, at its place."""
     return [
-        file.error_of_type(
+        file.error_of_stage(
             stage.ref_id,
-            task.implementing_class,
             f"stage {stage.ref_id}: no task type {task.implementing_class!r} is registered"
             f"{engine.registry.suggest(task.implementing_class)}",
         )

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from stabilize_celery.cli import main as stabilize_celery_command
 from stabilize_celery.cli import stabilize as celery_command
 from stabilize_celery.delivery.doctor.configuration import RULES
-from stabilize_celery.files.forms import ConfigForm, StageForm, TaskForm, TriggerForm, WorkflowForm
+from stabilize_celery.file_form import ConfigForm, StageForm, TaskForm, TriggerForm, WorkflowForm
 from stabilize_celery.observe import scope
 from tests.acceptance.documents import Block, blocks_of, execute
 from tests.processes import run_successfully

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
-from stabilize_celery.errors import WorkflowFileError
+from stabilize_celery.file_form import WorkflowForm
 from stabilize_celery.files import workflow_schema, workflow_to_dict
-from stabilize_celery.files.forms import read_form
-from stabilize_celery.files.reading import Document
 from tests.property.test_loader_properties import workflows
 
 SCHEMA = Draft202012Validator(workflow_schema())
@@ -20,8 +18,8 @@ SCHEMA = Draft202012Validator(workflow_schema())
 
 def loader_accepts(data: Any) -> bool:
     try:
-        read_form(data, Document(Path("flow"), data).error)
-    except WorkflowFileError:
+        WorkflowForm.model_validate(data)
+    except ValidationError:
         return False
     return True
 

@@ -27,8 +27,8 @@ from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.nesting import Nesting
 from stabilize_celery.observe import Observer, Observers
-from stabilize_celery.persistence.bell import Bell
-from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
+from stabilize_celery.persistence.notify import Bell
+from stabilize_celery.persistence.rows import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings
 from stabilize_celery.run import WorkflowRun
@@ -333,8 +333,7 @@ class Stabilize(Control, Nesting, Maintenance):
         return self._start(list(workflows), connection) if workflows else []
 
     def _start(self, workflows: list[Workflow], connection: Any) -> list[WorkflowRun]:
-        from stabilize_celery.persistence.joining import joined
-        from stabilize_celery.persistence.starting import insert_started
+        from stabilize_celery.persistence.transactions import insert_started, joined
 
         if self.settings.tracing:
             self._carry_trace(workflows)

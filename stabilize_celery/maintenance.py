@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from stabilize_celery.delivery.refill import Refilled, refill, refill_here
 from stabilize_celery.errors import RecoveryError
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.persistence.letter_store import find_letters
+from stabilize_celery.persistence.messages import find_letters
+from stabilize_celery.persistence.retention import ENDS, Pruned, prune
 from stabilize_celery.recovery.audit import Auditor
 from stabilize_celery.recovery.dead_letters import DeadLetters
 from stabilize_celery.recovery.problem import Audit
-from stabilize_celery.recovery.retention import ENDS, Pruned, prune
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event
 
-from stabilize_celery.persistence import statements
+from stabilize_celery.persistence import pipeline
 
 
 @contextmanager
@@ -31,8 +31,8 @@ def watching(
         on_statement(connection, sql, list(parameters) if many else [parameters])
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(statements, "on_statement", hot)
-        patched.setattr(statements, "batches", not one_by_one)
+        patched.setattr(pipeline, "on_statement", hot)
+        patched.setattr(pipeline, "batches", not one_by_one)
         event.listen(engine, "before_cursor_execute", cold)
         try:
             yield

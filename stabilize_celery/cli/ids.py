@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import WorkflowNotFoundError
-from stabilize_celery.persistence.lookup import ids_matching, newest_ids
+from stabilize_celery.persistence.store import ids_matching, newest_ids
 from stabilize_celery.run import WorkflowRun
 
 ID_LENGTH = 26

@@ -11,7 +11,7 @@ from stabilize_celery.cli.base import EngineCommand, open_engine
 from stabilize_celery.cli.output import print_json
 from stabilize_celery.cli.terminal import progress
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.recovery.retention import ENDS
+from stabilize_celery.persistence.retention import ENDS
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

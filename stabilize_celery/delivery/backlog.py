@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from stabilize_celery.persistence.backlog import count_sent, put_off
-from stabilize_celery.persistence.outbox import waits_in
+from stabilize_celery.persistence.leases import count_sent, put_off
+from stabilize_celery.persistence.rows import waits_in
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
 

@@ -27,7 +27,7 @@ from stabilize_celery.delivery.stopping import describe_limit
 from stabilize_celery.errors import StabilizeError, TaskTimeoutError
 from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.persistence.database import is_unavailable
-from stabilize_celery.persistence.outbox import waits_in
+from stabilize_celery.persistence.rows import waits_in
 from stabilize_celery.tasks.celery_task import HEADER, conclude
 from stabilize_celery.tasks.outcome import Outcome
 from stabilize_celery.worker.begun import BegunTask, begin

@@ -11,7 +11,7 @@ from kombu.connection import Connection
 
 from stabilize_celery.delivery.publisher import encoded
 from stabilize_celery.errors import QueueError
-from stabilize_celery.persistence.outbox import Outgoing
+from stabilize_celery.persistence.rows import Outgoing
 
 
 class Window(Protocol):

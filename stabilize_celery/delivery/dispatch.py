@@ -27,7 +27,7 @@ from stabilize_celery.observe import tell
 from stabilize_celery.observe.logs import discreet_logger, hiding
 from stabilize_celery.observe.scope import Scope, current_scope, scoped
 from stabilize_celery.persistence.database import COLLISIONS, is_canceled, is_retryable, is_unavailable
-from stabilize_celery.persistence.outbox import Outgoing, new_row, outgoing
+from stabilize_celery.persistence.rows import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.redaction import redact

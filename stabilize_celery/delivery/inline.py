@@ -12,7 +12,7 @@ from datetime import datetime
 from stabilize_celery.clock import FakeClock
 from stabilize_celery.delivery.dispatch import Dispatcher
 from stabilize_celery.observe.logs import discreet_logger
-from stabilize_celery.persistence.outbox import Outgoing
+from stabilize_celery.persistence.rows import Outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.worker.ending import ENDING
 

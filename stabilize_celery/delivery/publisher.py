@@ -20,7 +20,7 @@ from kombu.connection import Connection
 from kombu.serialization import dumps
 
 from stabilize_celery.delivery.inline import EagerLoop
-from stabilize_celery.persistence.outbox import Outgoing
+from stabilize_celery.persistence.rows import Outgoing
 
 logger = logging.getLogger(__name__)
 TASK_PREFIX = "stabilize."

@@ -13,8 +13,8 @@ from kombu.exceptions import OperationalError
 from stabilize_celery.delivery.dispatch import Publisher
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.errors import QueueError
-from stabilize_celery.persistence.outbox import outgoing, waits_in
-from stabilize_celery.persistence.refill_store import take_waiting
+from stabilize_celery.persistence.leases import take_waiting
+from stabilize_celery.persistence.rows import outgoing, waits_in
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
 

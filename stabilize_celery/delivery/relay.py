@@ -22,7 +22,7 @@ from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.backlog import Backlog
 from stabilize_celery.delivery.confirms import AnswerWindow, ConfirmWindow, Window
 from stabilize_celery.errors import StoreError
-from stabilize_celery.persistence.outbox import Outgoing, outgoing, waits_in
+from stabilize_celery.persistence.rows import Outgoing, outgoing, waits_in
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
 

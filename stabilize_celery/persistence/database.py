@@ -14,9 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy import (
+    URL,
+    Connection,
+    Dialect,
+    Engine,
+    Executable,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -35,9 +46,8 @@ from stabilize_celery.errors import (
     SchemaVersionError,
     StoreError,
 )
-from stabilize_celery.persistence.statements import IN_COMMIT, alone, committing
-from stabilize_celery.persistence.types import dumps
-from stabilize_celery.persistence.wire import attach, wire_of
+from stabilize_celery.persistence.pipeline import IN_COMMIT, alone, attach, committing, wire_of
+from stabilize_celery.persistence.tables import dumps
 from stabilize_celery.redaction import redact_text
 
 logger = logging.getLogger(__name__)
@@ -60,6 +70,17 @@ _MOST_CANCELED = 3
 #: How often the database is asked for the time at most, and how quick an answer must be to be trusted.
 _MEASUREMENTS = 5
 _QUICK = timedelta(milliseconds=2)
+
+
+class Executor(Protocol):
+    """What our statements need of a connection."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Of which database."""
+
+    def execute(self, statement: Executable, parameters: Any = None, /) -> Any:
+        """Run a statement of SQLAlchemy Core, with one set of parameters or a list of them."""
 
 
 class Database:

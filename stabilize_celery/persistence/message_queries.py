@@ -27,8 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from stabilize_celery.messages import MESSAGE_TYPES
-from stabilize_celery.persistence.outbox import WAITS_IN
 from stabilize_celery.persistence.queries import HEADER_PREFIX
+from stabilize_celery.persistence.rows import WAITS_IN
 from stabilize_celery.persistence.tables import messages, stages, workflows
 
 _STAGE_PREFIX = "st_"

@@ -11,7 +11,7 @@ from sqlalchemy import func, literal_column, select
 from ulid import ULID
 
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.persistence.outbox import WAITS_IN
+from stabilize_celery.persistence.rows import WAITS_IN
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import dead_letters, history, messages, stages, workflows
 

@@ -10,16 +10,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import (
-    Select,
-    Update,
-    bindparam,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Select, Update, bindparam, func, select, update
 
 from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.persistence.pipeline import Rows
 from stabilize_celery.persistence.tables import edges, slots, stages, workflows
 
 #: What handlers need of a workflow besides a stage of it; its context and trigger are read only when asked for.
@@ -280,4 +274,65 @@ read_outputs_by_ref = select(stages.c.ref_id, stages.c.outputs).where(
     stages.c.workflow_id == bindparam("workflow_id"),
     stages.c.ref_id.in_(bindparam("ref_ids", expanding=True)),
     stages.c.status.in_([status for status in WorkflowStatus if status.is_complete]),
+)
+
+
+#: One that does not wait any more never waits again while the workflow is not rewired, so a look without a lock
+#: can only find too many.
+_waits = (
+    stages.c.status == WorkflowStatus.NOT_STARTED,
+    stages.c.open_upstreams > 0,
+    stages.c.blocked.is_(False),
+)
+_first = (
+    select(edges.c.upstream_id, edges.c.downstream_id, stages.c.topo)
+    .join_from(edges, stages, stages.c.id == edges.c.downstream_id)
+    .where(edges.c.upstream_id == bindparam("stage_id"), *_waits)
+    .cte("behind", recursive=True)
+)
+_behind = _first.union(
+    select(edges.c.upstream_id, edges.c.downstream_id, stages.c.topo)
+    .join_from(_first, edges, edges.c.upstream_id == _first.c.downstream_id)
+    .join(stages, stages.c.id == edges.c.downstream_id)
+    .where(*_waits)
+)
+read_behind = select(_behind)
+
+
+def lock_behind(
+    connection: Connection, workflow_id: str, stage_id: str
+) -> tuple[Rows, Iterable[tuple[str, str]]]:
+    """The stages behind one that may still wait, upstream before downstream, and the edges among them.
+
+    Walking from stage to stage would lock a deep one before a shallow one that is reached later.
+    """
+    found = connection.execute(read_behind, {"stage_id": stage_id}).all()
+    places = sorted({(row.topo, row.downstream_id) for row in found})
+    locked: Rows = []
+    for batch in chunks([stage_id for _, stage_id in places]):
+        parameters = {"workflow_id": workflow_id, "stage_ids": batch}
+        locked += [dict(row._mapping) for row in connection.execute(lock_stages, parameters)]
+    return locked, [(row.upstream_id, row.downstream_id) for row in found]
+
+
+#: The workflows that tasks of a workflow started and that have not ended, each with the task that started it.
+read_inner = select(workflows.c.id, workflows.c.parent).where(
+    workflows.c.parent_workflow_id == bindparam("workflow_id"), workflows.c.end_time.is_(None)
+)
+
+#: The task that waits for a workflow, the workflow locked.
+lock_parent = (
+    select(workflows.c.parent).where(workflows.c.id == bindparam("workflow_id")).with_for_update(of=workflows)
+)
+
+#: How the workflow stands whose task started another.
+read_outer = select(workflows.c.status).where(workflows.c.id == bindparam("workflow_id"))
+
+#: The state of the stage whose task started a workflow, locked against change: a transaction that ends this stage may
+#: have looked for the workflows within it before this one was there.  No transaction of the outer workflow waits for a
+#: row of an inner one.
+lock_outer_stage = (
+    select(stages.c.status, stages.c.generation)
+    .where(stages.c.id == bindparam("stage_id"))
+    .with_for_update(read=True)
 )

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
@@ -17,20 +17,12 @@ from stabilize_celery.jsonable import is_storable
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import ParentTask, Workflow
-from stabilize_celery.persistence import nested, queries, rows
-from stabilize_celery.persistence.database import is_dedup_key, is_duplicate
-from stabilize_celery.persistence.handover_store import HandOverStore
-from stabilize_celery.persistence.joining import Executor
-from stabilize_celery.persistence.message_store import MessageStore
-from stabilize_celery.persistence.statements import add_rows, answer_of, batch, insert_rows
-from stabilize_celery.persistence.tables import (
-    edges,
-    history,
-    messages,
-    slots,
-    stages,
-    workflows,
-)
+from stabilize_celery.persistence import queries, rows
+from stabilize_celery.persistence.database import Executor, is_dedup_key, is_duplicate
+from stabilize_celery.persistence.leases import HandOverStore
+from stabilize_celery.persistence.messages import MessageStore
+from stabilize_celery.persistence.pipeline import add_rows, answer_of, batch, insert_rows
+from stabilize_celery.persistence.tables import edges, history, messages, slots, stages, workflows
 
 
 class WorkflowStore(MessageStore, HandOverStore):
@@ -124,7 +116,7 @@ class WorkflowStore(MessageStore, HandOverStore):
     def adopt(self, workflow_id: str, parent: ParentTask) -> None:
         """Let a later pass of the stage that started a workflow wait for it; an earlier one changes nothing."""
         with self.database.begin() as connection:
-            found = connection.execute(nested.lock_parent, {"workflow_id": workflow_id}).scalar_one_or_none()
+            found = connection.execute(queries.lock_parent, {"workflow_id": workflow_id}).scalar_one_or_none()
             if found is not None and ParentTask(**found).generation < parent.generation:
                 changed = update(workflows).where(workflows.c.id == workflow_id)
                 connection.execute(changed.values(parent=asdict(parent)))
@@ -282,3 +274,29 @@ def taken_ids_explained(many: Sequence[Workflow]) -> Iterator[None]:
         raise WorkflowStateError(
             f"workflow {ids} is in the database already; make a new Workflow for each start"
         ) from error
+
+
+def ids_matching(store: WorkflowStore, part: str, limit: int) -> list[str]:
+    """Ids that end or begin with ``part``, newest first."""
+    if not is_storable(part):
+        return []
+    statement = (
+        select(workflows.c.id)
+        .where(
+            or_(
+                workflows.c.id.endswith(part, autoescape=True),
+                workflows.c.id.startswith(part, autoescape=True),
+            )
+        )
+        .order_by(workflows.c.id.desc())
+        .limit(limit)
+    )
+    with store.database.autocommit() as connection:
+        return list(connection.execute(statement).scalars())
+
+
+def newest_ids(store: WorkflowStore, limit: int) -> list[str]:
+    """The ids of the newest workflows."""
+    statement = select(workflows.c.id).order_by(workflows.c.id.desc()).limit(limit)
+    with store.database.autocommit() as connection:
+        return list(connection.execute(statement).scalars())

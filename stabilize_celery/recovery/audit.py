@@ -10,10 +10,9 @@ from typing import Any
 from stabilize_celery.delivery.dispatch import Dispatcher
 from stabilize_celery.messages import StartWaitingWorkflows
 from stabilize_celery.models.status import WorkflowStatus as S
-from stabilize_celery.persistence import audit_store
-from stabilize_celery.persistence.audit_store import Standing
-from stabilize_celery.persistence.outbox import outgoing, waits_in
-from stabilize_celery.persistence.repair_store import alone, delete_idle, lock_standing
+from stabilize_celery.persistence import audit
+from stabilize_celery.persistence.audit import Standing, alone, delete_idle, lock_standing
+from stabilize_celery.persistence.rows import outgoing, waits_in
 from stabilize_celery.recovery.causes import examine
 from stabilize_celery.recovery.mending import mend
 from stabilize_celery.recovery.problem import Audit, Problem, Remedy
@@ -59,11 +58,11 @@ class Auditor:
         return result
 
     def _everything(self) -> Iterator[list[Standing]]:
-        for status in audit_store.LIVE:
+        for status in audit.LIVE:
             after = ""
             while True:
-                with audit_store.one_moment(self._store.database) as connection:
-                    batch = audit_store.read_standing(connection, self._store.now(), status, after, BATCH)
+                with audit.one_moment(self._store.database) as connection:
+                    batch = audit.read_standing(connection, self._store.now(), status, after, BATCH)
                 if batch:
                     yield batch
                     after = batch[-1].workflow.id
@@ -71,8 +70,8 @@ class Auditor:
                     break
 
     def _one(self, workflow_id: str) -> Iterator[list[Standing]]:
-        with audit_store.one_moment(self._store.database) as connection:
-            found = audit_store.read_one_standing(connection, self._store.now(), workflow_id)
+        with audit.one_moment(self._store.database) as connection:
+            found = audit.read_one_standing(connection, self._store.now(), workflow_id)
         if found is not None and not found.workflow.status.is_complete:
             yield [found]
 
@@ -80,8 +79,8 @@ class Auditor:
 
     def _other_things(self) -> list[Problem]:
         now = self._store.now()
-        with audit_store.one_moment(self._store.database) as connection:
-            found = [_starving(slots) for slots in audit_store.read_slots(connection) if _is_starving(slots)]
+        with audit.one_moment(self._store.database) as connection:
+            found = [_starving(slots) for slots in audit.read_slots(connection) if _is_starving(slots)]
             found += [
                 Problem(
                     "leaked slot",
@@ -89,12 +88,12 @@ class Auditor:
                     workflow_id,
                     remedy=Remedy.RELEASE_SLOT,
                 )
-                for workflow_id, config_id in audit_store.read_leaked_slots(connection, MOST)
+                for workflow_id, config_id in audit.read_leaked_slots(connection, MOST)
             ]
-            found += [_left_behind(row) for row in audit_store.read_left_behind(connection, MOST)]
-            late = audit_store.read_late(connection, now - self._overdue, MOST)
+            found += [_left_behind(row) for row in audit.read_left_behind(connection, MOST)]
+            late = audit.read_late(connection, now - self._overdue, MOST)
             found += [self._late(row) for row in late]
-            found += [_idle(row) for row in audit_store.read_idle(connection, now + self._overdue, MOST)]
+            found += [_idle(row) for row in audit.read_idle(connection, now + self._overdue, MOST)]
         return found
 
     def _late(self, row: dict[str, Any]) -> Problem:
@@ -135,7 +134,7 @@ class Auditor:
     def _repair_workflow(self, workflow_id: str, actor: str) -> list[Problem]:
         mended: list[Problem] = []
         with alone(self._store, workflow_id, self._dispatcher.surroundings) as unit:
-            config_id = audit_store.read_config(unit.connection, workflow_id)
+            config_id = audit.read_config(unit.connection, workflow_id)
             if config_id is not None:
                 # Before the workflow, as everybody locks them.
                 unit.slots(config_id)
@@ -203,11 +202,11 @@ def problems_of(standing: Standing) -> list[Problem]:
     return found
 
 
-def _is_starving(slots: audit_store.Slots) -> bool:
+def _is_starving(slots: audit.Slots) -> bool:
     return (slots.limit is None or slots.taken < slots.limit) and not slots.is_served
 
 
-def _starving(slots: audit_store.Slots) -> Problem:
+def _starving(slots: audit.Slots) -> Problem:
     limit = "no limit" if slots.limit is None else f"{slots.limit - slots.taken} slots free"
     return Problem(
         "no message",

@@ -23,8 +23,8 @@ from stabilize_celery.messages import (
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.persistence.audit_store import Standing
-from stabilize_celery.persistence.outbox import waits_in
+from stabilize_celery.persistence.audit import Standing
+from stabilize_celery.persistence.rows import waits_in
 from stabilize_celery.recovery.children import Family
 from stabilize_celery.recovery.problem import Problem, Remedy
 

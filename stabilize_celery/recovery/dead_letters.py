@@ -20,10 +20,9 @@ from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence import letter_store
-from stabilize_celery.persistence.audit_store import read_config
-from stabilize_celery.persistence.outbox import message_of, outgoing
-from stabilize_celery.persistence.repair_store import alone
+from stabilize_celery.persistence import messages
+from stabilize_celery.persistence.audit import alone, read_config
+from stabilize_celery.persistence.rows import message_of, outgoing
 from stabilize_celery.persistence.unit_of_work import UnitOfWork
 
 #: What somebody asked for: nothing else makes these messages anew.
@@ -55,7 +54,7 @@ class DeadLetters:
         if is_storable(letter_id):
             shown = letter_id[:100]
             with self._store.database.begin() as connection:
-                letter = letter_store.read_letter(connection, letter_id)
+                letter = messages.read_letter(connection, letter_id)
         if letter is None:
             raise DeadLetterError(
                 f"there is no dead letter {shown} in {self._store.database.name}; "
@@ -72,10 +71,10 @@ class DeadLetters:
         letter = self.get(letter_id)
         if letter["workflow_id"] is None or not self._store.exists(letter["workflow_id"]):
             with self._store.database.begin() as connection:
-                letter_store.delete_letter(connection, letter_id)
+                messages.delete_letter(connection, letter_id)
             return
         with alone(self._store, letter["workflow_id"], self._dispatcher.surroundings) as unit:
-            if letter_store.delete_letter(unit.connection, letter_id):
+            if messages.delete_letter(unit.connection, letter_id):
                 reason = f"dead letter {letter_id} ({letter['type']}) was dropped"
                 unit.record("letter", letter["workflow_id"], reason=reason, actor=user or None)
 
@@ -114,8 +113,8 @@ class DeadLetters:
     def _put_back_alone(self, letter: dict[str, Any]) -> str:
         with self._store.database.begin() as connection:
             row = None
-            if letter_store.delete_letter(connection, letter["id"]):
-                row = letter_store.put_back(connection, letter, self._store.now())
+            if messages.delete_letter(connection, letter["id"]):
+                row = messages.put_back(connection, letter, self._store.now())
         if row is not None:
             self._dispatcher.publisher.publish([outgoing(row)])
         return "the message was sent again"
@@ -133,7 +132,7 @@ class _Retry:
 
     def carry_out(self) -> str:
         unit, letter = self._unit, self._letter
-        if not letter_store.delete_letter(unit.connection, letter["id"]):
+        if not messages.delete_letter(unit.connection, letter["id"]):
             raise DeadLetterError(f"dead letter {letter['id']} has just been tried again or dropped")
         if letter["type"] == "RunHook":
             # What became of the stage changes nothing for its hooks.
@@ -143,7 +142,7 @@ class _Retry:
         slots = unit.slots(config_id) if config_id is not None else None
         workflow = unit.whole(self._workflow_id)
         assert workflow is not None
-        by_letter, canceled = letter_store.read_ended_by(
+        by_letter, canceled = messages.read_ended_by(
             unit.connection, self._workflow_id, burial_reason(letter["id"])
         )
         if workflow.status is S.TERMINAL and by_letter:
@@ -199,7 +198,7 @@ class _Retry:
                     "drop the letter"
                 )
             changes["generation"] = stage.generation
-        row = letter_store.put_back(unit.connection, letter, unit.now, **changes)
+        row = messages.put_back(unit.connection, letter, unit.now, **changes)
         unit.outgoing.append(outgoing(row))
         return "the message was sent again"
 

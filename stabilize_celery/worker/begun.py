@@ -10,7 +10,7 @@ from typing import Any
 
 from stabilize_celery.errors import describe_error, named_text
 from stabilize_celery.messages import RunTask
-from stabilize_celery.persistence.outbox import message_of
+from stabilize_celery.persistence.rows import message_of
 from stabilize_celery.tasks.outcome import Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun

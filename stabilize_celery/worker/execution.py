@@ -34,9 +34,9 @@ from stabilize_celery.observe.logs import discreet_logger, hiding, seldom
 from stabilize_celery.observe.scope import SCOPE, Scope, scoped
 from stabilize_celery.observe.tracing import NO_SPAN, RunSpan, Tracer
 from stabilize_celery.persistence.database import is_unavailable, patiently
-from stabilize_celery.persistence.lease_store import Claimed
-from stabilize_celery.persistence.outbox import last_failure, message_of
-from stabilize_celery.persistence.snapshots import lend, stage_of
+from stabilize_celery.persistence.leases import Claimed
+from stabilize_celery.persistence.loading import lend, stage_of
+from stabilize_celery.persistence.rows import last_failure, message_of
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.redaction import Redactor
 from stabilize_celery.settings import Settings

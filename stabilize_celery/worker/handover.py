@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stabilize_celery.errors import describe_error, is_transient, named_text
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.observe.logs import discreet_logger
-from stabilize_celery.persistence.outbox import last_failure, waits_in
+from stabilize_celery.persistence.rows import last_failure, waits_in
 from stabilize_celery.redaction import Redactor
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.outcome import LONGEST_REASON, Attempt, Outcome, Verdict

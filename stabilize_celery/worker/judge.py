@@ -11,7 +11,7 @@ from stabilize_celery.messages import RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.persistence.outbox import UNKNOWN
+from stabilize_celery.persistence.rows import UNKNOWN
 from stabilize_celery.tasks.outcome import LONGEST_REASON, Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
 

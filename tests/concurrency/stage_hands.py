@@ -19,7 +19,7 @@ from stabilize_celery import Stabilize, Workflow, WorkflowRun
 from stabilize_celery.clock import Clock
 from stabilize_celery.crash_points import watching
 from stabilize_celery.persistence import tables
-from stabilize_celery.persistence.types import dumps
+from stabilize_celery.persistence.tables import dumps
 from tests.conformance import behaviours
 from tests.processes import wait_until
 from tests.services import plain_address

@@ -16,10 +16,10 @@ import pytest
 
 from stabilize_celery import Stabilize
 from stabilize_celery import WorkflowStatus as S
-from stabilize_celery.persistence.backlog import count_sent, put_off
-from stabilize_celery.persistence.lookup import newest_ids
-from stabilize_celery.persistence.pages import graph, lists
-from stabilize_celery.persistence.pages import stage as pages_stage
+from stabilize_celery.persistence import reports
+from stabilize_celery.persistence import reports as pages_stage
+from stabilize_celery.persistence.leases import count_sent, put_off
+from stabilize_celery.persistence.store import newest_ids
 from tests.concurrency.stage_hands import Scene, scene_on
 from tests.concurrency.workflows import SCENARIOS
 from tests.services import plain_address
@@ -86,16 +86,16 @@ def look_at_everything(scene: Scene) -> None:
     store.slot_overview()
     store.outputs_by_ref(run.id, ["a", "b"])
     store.instances(run.workflow().stages[0].id)
-    for search in (lists.Filter(), lists.Filter("conformance"), lists.Filter(status=S.RUNNING)):
-        lists.page_of_workflows(store, search, None, 20)
-        lists.page_of_workflows(store, search, run.id, 20)
-        lists.count_by_status(store, search)
-    lists.known_applications(store)
+    for search in (reports.Filter(), reports.Filter("conformance"), reports.Filter(status=S.RUNNING)):
+        reports.page_of_workflows(store, search, None, 20)
+        reports.page_of_workflows(store, search, run.id, 20)
+        reports.count_by_status(store, search)
+    reports.known_applications(store)
     for letter in [*engine.dead_letters(limit=20), {"id": "x"}]:
         engine.dead_letters(limit=20, before=letter["id"])
-    lists.waiting_configurations(store, 20)
-    graph.graph_of(store, run.id)
-    graph.page_of_history(store, run.id, stage_id=None, after=None, limit=20)
+    reports.waiting_configurations(store, 20)
+    reports.graph_of(store, run.id)
+    reports.page_of_history(store, run.id, stage_id=None, after=None, limit=20)
     pages_stage.detail_of_stage(store, run.id, run.workflow().stages[0].id)
 
 

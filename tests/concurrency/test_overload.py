@@ -18,7 +18,7 @@ from stabilize_celery import StageExecution, Workflow
 from stabilize_celery import WorkflowStatus as S
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.messages import StartWaitingWorkflows
-from stabilize_celery.persistence.outbox import new_row
+from stabilize_celery.persistence.rows import new_row
 from stabilize_celery.persistence.tables import messages
 from tests.concurrency.overloaded import BROKER, DATABASE, make_app
 from tests.processes import wait_until

@@ -8,7 +8,7 @@ import pytest
 
 from stabilize_celery import StageExecution
 from stabilize_celery import WorkflowStatus as S
-from stabilize_celery.persistence.outbox import outgoing
+from stabilize_celery.persistence.rows import outgoing
 from tests.conformance.harness import ConformanceEngine, flow, stage
 
 OK = {"return": "success"}

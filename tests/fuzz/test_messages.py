@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stabilize_celery.errors import InvalidMessageError, UnknownMessageError
 from stabilize_celery.messages import ENVELOPE_FIELDS, MESSAGE_TYPES, decode, payload_of
-from stabilize_celery.persistence.types import dumps
+from stabilize_celery.persistence.tables import dumps
 from tests.fuzz.hostile import JSON, TEXT, cases, nested
 
 FIELDS = sorted({f.name for cls in MESSAGE_TYPES.values() for f in fields(cls)})

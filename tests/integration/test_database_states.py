@@ -27,9 +27,8 @@ from stabilize_celery.errors import (
 from stabilize_celery.persistence import tables, unit_of_work
 from stabilize_celery.persistence.database import is_canceled, is_retryable, is_unavailable
 from stabilize_celery.persistence.migrate import upgrade
-from stabilize_celery.persistence.statements import row_of
+from stabilize_celery.persistence.pipeline import Wire, row_of
 from stabilize_celery.persistence.store import WorkflowStore
-from stabilize_celery.persistence.wire import Wire
 from stabilize_celery.tasks.sub_workflow import SubWorkflowTask
 from tests.conformance import behaviours
 from tests.conformance.harness import flow, stage

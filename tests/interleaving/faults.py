@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import func, true
 
 from stabilize_celery.delivery import dispatch
-from stabilize_celery.persistence import joining, queries, retention_store, starting
+from stabilize_celery.persistence import queries, retention, transactions
 from stabilize_celery.persistence.message_queries import Queries, gate_key
 from stabilize_celery.persistence.tables import messages
 from stabilize_celery.persistence.unit_of_work import UnitOfWork
@@ -101,30 +101,30 @@ def no_repeat_on_deadlock(patch: pytest.MonkeyPatch, world: World) -> None:
 
 @fault
 def dedup_key_without_its_lock(patch: pytest.MonkeyPatch, world: World) -> None:
-    patch.setattr(starting, "_lock_keys", lambda connection, workflows: None)
+    patch.setattr(transactions, "_lock_keys", lambda connection, workflows: None)
 
 
 @fault
 def published_before_the_callers_commit(patch: pytest.MonkeyPatch, world: World) -> None:
-    patch.setattr(joining._SqlAlchemyTransaction, "after_commit", lambda self, call: call())
+    patch.setattr(transactions._SqlAlchemyTransaction, "after_commit", lambda self, call: call())
 
 
 @fault
 def second_look_of_prune_left_out(patch: pytest.MonkeyPatch, world: World) -> None:
-    is_old, looks = retention_store._is_old, itertools.count()
+    is_old, looks = retention._is_old, itertools.count()
 
     def first_only(*arguments: Any) -> Any:
         return is_old(*arguments) if next(looks) % 2 == 0 else true()
 
-    delete = retention_store.delete_old
+    delete = retention.delete_old
 
     def delete_old(*arguments: Any) -> Any:
         nonlocal looks
         looks = itertools.count()
         return delete(*arguments)
 
-    patch.setattr(retention_store, "_is_old", first_only)
-    patch.setattr(retention_store, "delete_old", delete_old)
+    patch.setattr(retention, "_is_old", first_only)
+    patch.setattr(retention, "delete_old", delete_old)
 
 
 @fault

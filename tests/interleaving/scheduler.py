@@ -20,7 +20,7 @@ from psycopg.errors import DeadlockDetected
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, event
 
-from stabilize_celery.persistence import statements
+from stabilize_celery.persistence import pipeline
 from tests.watch import watching
 
 #: A participant that has not come to its next stop after so many seconds will not.
@@ -31,7 +31,7 @@ _WAITING = "SELECT pid, pg_blocking_pids(pid) FROM unnest(%s::int[]) AS pid"
 _MOST_STEPS = 4000
 
 _this_thread = threading.local()
-_reraise = statements.reraise
+_reraise = pipeline.reraise
 
 
 class StuckError(AssertionError):
@@ -182,7 +182,7 @@ class Priorities:
 
 
 class Preempted:
-    """The first participant for some statements, then the second for some, then the first to its end."""
+    """The first participant for some pipeline, then the second for some, then the first to its end."""
 
     def __init__(self, first: int, *lengths: int) -> None:
         self._turns = [(number, length) for length, number in zip(lengths, (first, 1 - first), strict=False)]
@@ -373,7 +373,7 @@ def stopping(ours: Engine, theirs: Engine) -> Iterator[None]:
         (theirs, "commit", commit),
         (theirs, "before_cursor_execute", cold),
     ]
-    with watching(ours, statement, one_by_one=True), patch.object(statements, "reraise", reraise):
+    with watching(ours, statement, one_by_one=True), patch.object(pipeline, "reraise", reraise):
         for listener in listeners:
             event.listen(*listener)
         try:

@@ -29,7 +29,7 @@ from stabilize_celery import (
 from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.models import ids
 from stabilize_celery.persistence import tables
-from stabilize_celery.persistence.outbox import Outgoing
+from stabilize_celery.persistence.rows import Outgoing
 from tests.interleaving.scheduler import this_participant
 from tests.services import plain_address
 from tests.simulation.invariants import AT_REST, Evidence

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from stabilize_celery.clock import Clock
-from stabilize_celery.persistence.outbox import Outgoing
+from stabilize_celery.persistence.rows import Outgoing
 from tests.simulation.faults import DELIVERY, Fault, Faults
 
 _NEVER_MORE_THAN = 2000

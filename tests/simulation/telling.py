@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from stabilize_celery.errors import WorkflowNotFoundError
 from stabilize_celery.observe import Transition
-from stabilize_celery.persistence.outbox import Outgoing
+from stabilize_celery.persistence.rows import Outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from tests.simulation.story import Story
 from tests.simulation.watch import Watch

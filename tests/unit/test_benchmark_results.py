@@ -112,8 +112,8 @@ def test_samples_of_a_profile_are_sorted_by_what_they_are_about():
     ours = "stabilize_celery"
     found = rooms(
         [
-            f"{work};send ({ours}/persistence/wire.py:1);_results ({ours}/persistence/wire.py:9) 3",
-            f"{work};run ({ours}/worker/execution.py:1);send ({ours}/persistence/wire.py:1) 2",
+            f"{work};send ({ours}/persistence/pipeline.py:1);_results ({ours}/persistence/pipeline.py:9) 3",
+            f"{work};run ({ours}/worker/execution.py:1);send ({ours}/persistence/pipeline.py:1) 2",
             f"{work};handle ({ours}/handlers/start_stage.py:1);loads (json/__init__.py:1) 4",
             "workloop (billiard/pool.py:351);_recv (billiard/connection.py:1) 50",
             "_bootstrap (threading.py:1);_work (stabilize_celery/worker/leases.py:1) 70",

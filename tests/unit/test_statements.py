@@ -13,10 +13,9 @@ from stabilize_celery import StageExecution, Workflow
 from stabilize_celery.errors import SchemaVersionError, StoreError, WorkflowStateError
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.persistence.statements import answer_of, batch, insert_rows, row_of, rows_of, write
+from stabilize_celery.persistence.pipeline import Wire, answer_of, batch, insert_rows, row_of, rows_of, write
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import history, messages, slots, workflows
-from stabilize_celery.persistence.wire import Wire
 from tests.watch import watching
 
 PARTS = ("a", 'quote " and % and \\', "ünï", "\U0001f600", "")

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 
-from stabilize_celery.persistence import wire
-from stabilize_celery.persistence.wire import Wire
+from stabilize_celery.persistence import pipeline
+from stabilize_celery.persistence.pipeline import Wire
 from tests.services import plain_address
 
 
@@ -138,7 +138,7 @@ def test_more_than_both_sides_can_hold_flows(line):
 
 
 def test_statements_are_prepared_once_and_not_without_end(connection, monkeypatch):
-    monkeypatch.setattr(wire, "MOST_PREPARED", 3)
+    monkeypatch.setattr(pipeline, "MOST_PREPARED", 3)
     line = Wire(connection, prepares=True)
     for _ in range(3):
         for number in range(5):

@@ -19,9 +19,9 @@ class StabilizeConfig(AppConfig):
         from stabilize_celery.contrib.django.database import settings_of_django
         from stabilize_celery.contrib.django.signals import send_workflow_ended
         from stabilize_celery.contrib.django.transactions import find_transaction, transaction_of
-        from stabilize_celery.persistence import joining
+        from stabilize_celery.persistence import transactions
 
         settings.add_source(settings_of_django)
-        joining.register(transaction_of, find_transaction)
+        transactions.register(transaction_of, find_transaction)
         if send_workflow_ended not in observe.everywhere:
             observe.everywhere.append(send_workflow_ended)

@@ -21,9 +21,9 @@ from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from stabilize_celery.contrib.django.database import file_of
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.persistence.base import BaseStore
-from stabilize_celery.persistence.joining import Executor, Joined
-from stabilize_celery.persistence.tables import PREFIX
-from stabilize_celery.persistence.types import dumps
+from stabilize_celery.persistence.database import Executor
+from stabilize_celery.persistence.tables import PREFIX, dumps
+from stabilize_celery.persistence.transactions import Joined
 
 _DIALECTS: dict[str, type[Dialect]] = {"postgresql": PGDialect, "sqlite": SQLiteDialect}
 #: What tells whether two connections see the same tables, however they got there.
@@ -95,7 +95,7 @@ class _DjangoExecutor:
         self.dialect = _dialect(wrapper.vendor)
 
     def execute(self, statement: Executable, parameters: Any = None, /) -> _Rows:
-        """See :class:`stabilize_celery.persistence.joining.Executor`."""
+        """See :class:`stabilize_celery.persistence.database.Executor`."""
         many = isinstance(parameters, Sequence)
         given = list(parameters) if many else [parameters or {}]
         compiled: Any = statement.compile(dialect=self.dialect, column_keys=list(given[0]) or None)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import tornado.web
 
 from stabilize_celery.contrib.flower.data import DataHandler
 from stabilize_celery.engine import Stabilize
-from stabilize_celery.persistence.pages import stage
+from stabilize_celery.persistence import reports
 
 _TYPES: Mapping[str, tuple[type, str]] = {
     "stage_id": (str, "text"),
@@ -196,7 +196,7 @@ class ActionHandler(ActingHandler):
         self.check_body(body, action.required, action.optional)
         ref_id = ""
         if "stage_id" in body:
-            ref_id = stage.ref_id_of(self.engine.store, workflow_id, body["stage_id"])
+            ref_id = reports.ref_id_of(self.engine.store, workflow_id, body["stage_id"])
         action.do(self.engine, Asked(workflow_id, ref_id, user, body))
         return {"accepted": name, "workflow_id": workflow_id}
 

@@ -26,8 +26,8 @@ from stabilize_celery.errors import (
     WorkflowStateError,
 )
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.persistence.pages import graph, lists, stage
-from stabilize_celery.persistence.pages.lists import Filter
+from stabilize_celery.persistence import reports
+from stabilize_celery.persistence.reports import Filter
 from stabilize_celery.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class ListHandler(DataHandler):
 
     def read(self) -> Any:
         limit = self.asked_number("limit", 50, 500)
-        found = lists.page_of_workflows(
+        found = reports.page_of_workflows(
             self.engine.store, self.asked_filter(), self.asked("before"), limit + 1
         )
         now = self.engine.store.now()
@@ -195,11 +195,11 @@ class CountsHandler(DataHandler):
     """How many workflows there are in each status."""
 
     def read(self) -> Any:
-        counts = lists.count_by_status(self.engine.store, self.asked_filter())
+        counts = reports.count_by_status(self.engine.store, self.asked_filter())
         return {
-            "counts": {status.name: min(n, lists.MOST_COUNTED) for status, n in counts.items()},
-            "more": [status.name for status, n in counts.items() if n > lists.MOST_COUNTED],
-            "applications": lists.known_applications(self.engine.store),
+            "counts": {status.name: min(n, reports.MOST_COUNTED) for status, n in counts.items()},
+            "more": [status.name for status, n in counts.items() if n > reports.MOST_COUNTED],
+            "applications": reports.known_applications(self.engine.store),
         }
 
 
@@ -209,10 +209,10 @@ class WorkflowHandler(DataHandler):
     def read(self, workflow_id: str) -> Any:
         store, since = self.engine.store, self.asked("since")
         if since is None:
-            found: graph.Graph | None = graph.graph_of(store, workflow_id)
+            found: reports.Graph | None = reports.graph_of(store, workflow_id)
         else:
             try:
-                found = graph.changes_since(store, workflow_id, since)
+                found = reports.changes_since(store, workflow_id, since)
             except ValueError:
                 self.refuse(
                     HTTPStatus.BAD_REQUEST, f"since must be the mark of an earlier answer, not {since[:50]!r}"
@@ -235,7 +235,7 @@ class StageHandler(DataHandler):
     """One stage with its context, what it sees and from whom, outputs, errors."""
 
     def read(self, workflow_id: str, stage_id: str) -> Any:
-        found = stage.detail_of_stage(self.engine.store, workflow_id, stage_id)
+        found = reports.detail_of_stage(self.engine.store, workflow_id, stage_id)
         return shapes.stage_detail(found, self.shown)
 
 
@@ -244,9 +244,9 @@ class HistoryHandler(DataHandler):
 
     def read(self, workflow_id: str) -> Any:
         store = self.engine.store
-        graph.check_exists(store, workflow_id)
+        reports.check_exists(store, workflow_id)
         limit = self.asked_number("limit", 500, 5000)
-        found = graph.page_of_history(
+        found = reports.page_of_history(
             store, workflow_id, stage_id=self.asked("stage"), after=self.asked("after"), limit=limit + 1
         )
         shown = [self.shown(shapes.transition(entry)) for entry in found[:limit]]
@@ -257,7 +257,7 @@ class WaitingHandler(DataHandler):
     """Configurations with a limit: how many slots are taken, how many executions wait."""
 
     def read(self) -> Any:
-        found = lists.waiting_configurations(self.engine.store, self.asked_number("limit", 100, 1000))
+        found = reports.waiting_configurations(self.engine.store, self.asked_number("limit", 100, 1000))
         return {"configurations": [shapes.configuration(row) for row in found]}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence.pages.stage import StageDetail
+from stabilize_celery.persistence.reports import StageDetail
 
 #: Hides what is secret.
 Shown = Callable[[Any], Any]

@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 
 from stabilize_celery import Stabilize, observe
 from stabilize_celery import settings as engine_settings
-from stabilize_celery.persistence import joining
+from stabilize_celery.persistence import transactions
 from tests.conformance import behaviours
 from tests.conformance.deployment import SETTINGS
 from tests.services import PostgresService
@@ -82,8 +82,8 @@ def _set_up() -> None:
 def _forget() -> None:
     """Let other tests of this process know nothing of Django."""
     engine_settings._sources.clear()
-    joining._adapters.clear()
-    joining._finders.clear()
+    transactions._adapters.clear()
+    transactions._finders.clear()
     observe.everywhere.clear()
 
 

@@ -21,7 +21,7 @@ from stabilize_celery import (
 from stabilize_celery.context.origins import Origin, origins
 from stabilize_celery.context.view import inherited_values
 from stabilize_celery.errors import StageNotFoundError, StoreError, WorkflowNotFoundError
-from stabilize_celery.persistence.pages import graph, lists, reading, stage
+from stabilize_celery.persistence import reports
 
 S = StageExecution.single
 NOBODY = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -45,10 +45,10 @@ def start(engine: Stabilize, *stages: StageExecution, name: str = "flow", **opti
 
 
 def test_counts_stop_at_the_limit(engine: Stabilize, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lists, "MOST_COUNTED", 2)
+    monkeypatch.setattr(reports, "MOST_COUNTED", 2)
     for _ in range(4):
         start(engine, S("a", "noop"))
-    found = lists.count_by_status(engine.store, lists.Filter())
+    found = reports.count_by_status(engine.store, reports.Filter())
     assert {status.name: n for status, n in found.items() if n} == {"SUCCEEDED": 3}
 
 
@@ -57,8 +57,8 @@ def test_a_search_takes_what_is_typed_for_what_it_is(engine: Stabilize):
         start(engine, S("a", "noop"), name=name)
 
     def found(search: str) -> list[str]:
-        wanted = lists.Filter(search=search)
-        return [workflow.name for workflow in lists.page_of_workflows(engine.store, wanted, None, 10)]
+        wanted = reports.Filter(search=search)
+        return [workflow.name for workflow in reports.page_of_workflows(engine.store, wanted, None, 10)]
 
     assert found("%") == ["100%"]
     assert found("_") == ["a_b"]
@@ -73,14 +73,14 @@ def test_only_what_has_changed_is_told_and_what_is_gone(engine: Stabilize):
         Workflow.create("app", "flow", [S("ask", "approval"), S("end", "noop", requires={"ask"})])
     )
     engine.processor.drain()
-    first = graph.graph_of(engine.store, run.id)
-    assert graph.changes_since(engine.store, run.id, first.mark) is None
+    first = reports.graph_of(engine.store, run.id)
+    assert reports.changes_since(engine.store, run.id, first.mark) is None
     assert isinstance(engine._clock, FakeClock)
     engine._clock.advance(3600)
     run.approve("ask", user="kim")
     engine.processor.drain()
     engine._clock.advance(3600)
-    changed = graph.changes_since(engine.store, run.id, first.mark)
+    changed = reports.changes_since(engine.store, run.id, first.mark)
     assert changed is not None
     assert {each.ref_id: each.status.name for each in changed.stages} == {
         "ask": "SUCCEEDED",
@@ -89,7 +89,7 @@ def test_only_what_has_changed_is_told_and_what_is_gone(engine: Stabilize):
     assert changed.workflow.status.name == "SUCCEEDED"
     run.restart_stage("end", user="kim")
     engine.processor.drain()
-    again = graph.changes_since(engine.store, run.id, changed.mark)
+    again = reports.changes_since(engine.store, run.id, changed.mark)
     assert again is not None
     # What was of the same moment as the mark may be told twice.
     assert {each.ref_id: each.generation for each in again.stages}["end"] == 1
@@ -104,11 +104,11 @@ def test_synthetic_stages_that_are_gone_are_not_named_any_more(engine: Stabilize
 
     engine.register_builder(WrapBuilder())
     run = start(engine, StageExecution(ref_id="w", type="wrap"))
-    before = graph.graph_of(engine.store, run.id)
+    before = reports.graph_of(engine.store, run.id)
     assert len(before.synthetic_ids) == 1
     run.restart_stage("w")
     engine.processor.drain()
-    after = graph.changes_since(engine.store, run.id, before.mark)
+    after = reports.changes_since(engine.store, run.id, before.mark)
     assert after is not None
     assert len(after.synthetic_ids) == 1
     assert set(after.synthetic_ids).isdisjoint(before.synthetic_ids)
@@ -123,9 +123,9 @@ def test_what_a_stage_saw_is_told_even_where_it_gave_the_same_key(engine: Stabil
         S("c", "noop", {"own": True}, requires={"b"}),
     )
     ids = {each.ref_id: each.id for each in run.workflow().stages}
-    b = stage.detail_of_stage(engine.store, run.id, ids["b"])
+    b = reports.detail_of_stage(engine.store, run.id, ids["b"])
     assert (b.sees["n"], b.origins["n"]) == (1, Origin("output", ids["a"]))
-    c = stage.detail_of_stage(engine.store, run.id, ids["c"])
+    c = reports.detail_of_stage(engine.store, run.id, ids["c"])
     assert {key: (c.sees[key], c.origins[key].stage_id) for key in ("n", "m", "own")} == {
         "n": (2, ids["b"]),
         "m": (5, ids["a"]),
@@ -142,7 +142,7 @@ def test_values_of_a_reducer_come_from_the_join(engine: Stabilize):
         S("join", "noop", requires={"a", "b"}, output_reducers={"n": "sum", "other": "sum"}),
     )
     join = run.workflow().stage_by_ref_id("join")
-    seen = stage.detail_of_stage(engine.store, run.id, join.id)
+    seen = reports.detail_of_stage(engine.store, run.id, join.id)
     assert (seen.sees["n"], seen.origins["n"]) == (3, Origin("combined", join.id))
     assert "other" not in seen.sees
 
@@ -154,7 +154,7 @@ def test_a_reducer_that_fails_hides_nothing_else(engine: Stabilize):
         S("b", "give", {"given": {"n": 2}}),
         S("join", "noop", {"own": 1}, requires={"a", "b"}, output_reducers={"n": "sum"}),
     )
-    found = stage.detail_of_stage(engine.store, run.id, run.workflow().stage_by_ref_id("join").id)
+    found = reports.detail_of_stage(engine.store, run.id, run.workflow().stage_by_ref_id("join").id)
     assert "'sum'" in found.problem
     assert found.sees["own"] == 1
 
@@ -162,21 +162,21 @@ def test_a_reducer_that_fails_hides_nothing_else(engine: Stabilize):
 def test_what_is_not_there_is_named(engine: Stabilize):
     run = start(engine, S("a", "noop"))
     with pytest.raises(WorkflowNotFoundError, match=NOBODY):
-        graph.graph_of(engine.store, NOBODY)
+        reports.graph_of(engine.store, NOBODY)
     with pytest.raises(WorkflowNotFoundError, match=NOBODY):
-        graph.changes_since(engine.store, NOBODY, "0@")
+        reports.changes_since(engine.store, NOBODY, "0@")
     with pytest.raises(StageNotFoundError, match=f"workflow {run.id} has no stage of the id {NOBODY}"):
-        stage.detail_of_stage(engine.store, run.id, NOBODY)
+        reports.detail_of_stage(engine.store, run.id, NOBODY)
     other = start(engine, S("a", "noop")).workflow().stages[0].id
     with pytest.raises(StageNotFoundError):
-        stage.ref_id_of(engine.store, run.id, other)
+        reports.ref_id_of(engine.store, run.id, other)
 
 
 def test_a_statement_that_takes_too_long_is_given_up(postgres_url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reading, "LONGEST_STATEMENT", reading.timedelta(milliseconds=50))
+    monkeypatch.setattr(reports, "LONGEST_STATEMENT", reports.timedelta(milliseconds=50))
     with Stabilize.embedded(postgres_url, create_tables=False) as engine:
         told = pytest.raises(StoreError, match=r"took longer than 0\.05 s; ask for less")
-        with told, reading.reading(engine.store) as connection:
+        with told, reports.reading(engine.store) as connection:
             connection.execute(text("SELECT pg_sleep(60)"))
         with engine.store.database.autocommit() as connection:
             assert connection.execute(text("SHOW statement_timeout")).scalar() == "0"

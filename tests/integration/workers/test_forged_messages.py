@@ -15,7 +15,7 @@ from sqlalchemy import insert, select, update
 from stabilize_celery import WorkflowRun
 from stabilize_celery import WorkflowStatus as S
 from stabilize_celery.persistence import tables
-from stabilize_celery.persistence.outbox import new_row
+from stabilize_celery.persistence.rows import new_row
 from tests.conformance.harness import flow, stage
 from tests.integration.workers.conftest import Deploy, Deployment
 

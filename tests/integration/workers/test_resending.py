@@ -11,7 +11,7 @@ from stabilize_celery.clock import FakeClock
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.ids import new_id
-from stabilize_celery.persistence.outbox import new_row
+from stabilize_celery.persistence.rows import new_row
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
 from tests.services import RabbitService

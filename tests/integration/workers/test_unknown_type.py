@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from stabilize_celery import Stabilize, WorkflowRun
 from stabilize_celery import WorkflowStatus as S
-from stabilize_celery.persistence.outbox import UNKNOWN
+from stabilize_celery.persistence.rows import UNKNOWN
 from stabilize_celery.persistence.tables import messages
 from tests.conformance.harness import flow, stage
 from tests.integration.workers.conftest import Deploy

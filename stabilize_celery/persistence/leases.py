@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, or_, select, text, update
 
 from stabilize_celery.context.view import apply_view
 from stabilize_celery.errors import StabilizeError, StageError, UnknownReducerError
@@ -15,9 +16,10 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import message_queries, queries, rows
 from stabilize_celery.persistence.base import BaseStore
-from stabilize_celery.persistence.statements import row_of
+from stabilize_celery.persistence.loading import read_inherited
+from stabilize_celery.persistence.pipeline import row_of
+from stabilize_celery.persistence.rows import WAITS_IN
 from stabilize_celery.persistence.tables import messages
-from stabilize_celery.persistence.views import read_inherited
 
 
 @dataclass
@@ -140,3 +142,114 @@ class LeaseStore(BaseStore):
 
 def _stage_and_workflow(row: dict[str, Any]) -> tuple[StageExecution, Workflow]:
     return rows.stage_from_row(row), rows.workflow_from_row(queries.whole_header_of(row))
+
+
+class HandOverStore(LeaseStore):
+    """The part of the store that processes use which begin the work of another one's message."""
+
+    def claim(self, message_id: str, owner: str, lease: float) -> Claimed | None:
+        return self._readable(super().claim(message_id, owner, lease))
+
+    def begin(self, message_id: str, owner: str, lease: float) -> Claimed | None:
+        """Take over a handed-over task; ``None`` if it is gone, or begun by somebody who still lives."""
+        return self._readable(self._claim(self.queries.begin, message_id, owner, lease))
+
+    def _readable(self, found: Claimed | None) -> Claimed | None:
+        """Let the stage read the outputs of others."""
+        if found is not None and found.stage is not None:
+            found.stage.outputs_reader = partial(self.outputs_by_ref, found.stage.execution.id)
+        return found
+
+    def outputs_by_ref(self, workflow_id: str, ref_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The outputs of those of some stages of a workflow that have ended, by ref_id."""
+        found: dict[str, dict[str, Any]] = {}
+        with self.database.autocommit() as connection:
+            for batch in queries.chunks(sorted(set(ref_ids))):
+                parameters = {"workflow_id": workflow_id, "ref_ids": batch}
+                rows = connection.execute(queries.read_outputs_by_ref, parameters)
+                found.update((row.ref_id, row.outputs) for row in rows)
+        return found
+
+    def take_back(self, message_ids: list[str]) -> None:
+        """What waited in a queue is not there any more: the next to claim it hands it over again."""
+        with self.database.begin() as connection:
+            for batch in queries.chunks(message_ids):
+                connection.execute(message_queries.take_back, {"ids": batch})
+
+
+#: The condition of the index ix_stabilize_messages_sent, word for word.
+_SENT = text("sends > 0 AND lease_owner IS NULL")
+#: Most rows put off in one statement: they are locked while it runs.
+_BATCH = 10_000
+
+
+def count_sent(store: BaseStore, queue: str, most: int) -> int:
+    """How many messages were sent to a queue and not begun, counted up to ``most``."""
+    some = select(literal_column("1")).where(messages.c.queue == queue, _SENT).limit(most).subquery()
+    with store.database.autocommit() as connection:
+        return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+
+
+def put_off(store: BaseStore, queue: str, delay: float, *, handed_over: bool = False) -> int:
+    """Let nobody look at the overdue messages of a queue for ``delay`` seconds.
+
+    Args:
+        store: where they are.
+        queue: its name.
+        delay: in seconds.
+        handed_over: those whose work waits in the queue, rather than themselves.
+
+    Returns:
+        How many were put off: the oldest ones, as many as one statement may lock.
+    """
+    now = store.now()
+    ours: tuple[ColumnElement[bool] | object, ...] = (messages.c.queue == queue, _SENT)
+    if handed_over:
+        ours = (messages.c.lease_owner == WAITS_IN + queue,)
+    overdue = (
+        select(messages.c.id)
+        .where(*ours, messages.c.send_at <= now)  # type: ignore[arg-type]
+        .order_by(messages.c.send_at)
+        .limit(_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    later = update(messages).where(messages.c.id.in_(overdue)).values(send_at=now + timedelta(seconds=delay))
+    with store.database.begin() as connection:
+        return connection.execute(later).rowcount
+
+
+def take_waiting(
+    store: BaseStore,
+    due_by: datetime,
+    after: str,
+    limit: int,
+    next_send: Callable[[dict[str, Any]], float],
+) -> list[dict[str, Any]]:
+    """Messages that somebody could handle now, whenever they were sent last; each is marked as sent.
+
+    Not those that a worker is at.  Work that was handed to a Celery queue is among them unless that task asked to be
+    repeated later: then it waits for its time.
+
+    Args:
+        store: where.
+        due_by: due at that time.
+        after: with ids above this one.
+        limit: at most so many.
+        next_send: from a row to the delay in seconds until its next sending.
+    """
+    now = store.now()
+    handed_over = and_(messages.c.lease_owner.startswith(WAITS_IN), messages.c.attempts == 0)
+    free = or_(messages.c.lease_owner.is_(None), messages.c.send_at <= now, handed_over)
+    chosen = (
+        select(messages)
+        .where(messages.c.due_at <= due_by, messages.c.id > after, free)
+        .order_by(messages.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    with store.database.begin() as connection:
+        taken = [dict(row) for row in connection.execute(chosen).mappings()]
+        if taken:
+            marks = [{"_id": row["id"], "next": now + timedelta(seconds=next_send(row))} for row in taken]
+            connection.execute(message_queries.mark_sent, marks)
+    return taken

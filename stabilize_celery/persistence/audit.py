@@ -9,15 +9,26 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, null, or_, select, text
+from sqlalchemy import Connection, and_, case, delete, func, null, or_, select, text
 
+from stabilize_celery.messages import CompleteWorkflow
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import COMPLETED_STATUSES, WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import rows
 from stabilize_celery.persistence.database import Database
-from stabilize_celery.persistence.outbox import WAITS_IN
-from stabilize_celery.persistence.tables import edges, messages, slots, stages, workflows
+from stabilize_celery.persistence.rows import WAITS_IN
+from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.persistence.tables import (
+    dead_letters,
+    edges,
+    messages,
+    metadata,
+    slots,
+    stages,
+    workflows,
+)
+from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 
 LIVE = tuple(status for status in WorkflowStatus if not status.is_complete)
 _ENDED = tuple(COMPLETED_STATUSES)
@@ -249,3 +260,100 @@ def read_config(connection: Connection, workflow_id: str) -> str | None:
         select(workflows.c.pipeline_config_id).where(workflows.c.id == workflow_id)
     ).scalar_one_or_none()
     return found
+
+
+@dataclass(frozen=True)
+class SlotUse:
+    """How the slots of one configuration are used."""
+
+    config_id: str
+    taken: int
+    #: ``None`` without a limit.
+    limit: int | None
+
+
+def slot_uses(store: WorkflowStore) -> list[SlotUse]:
+    """Every configuration with a limit that is known so far."""
+    held = (
+        select(func.count())
+        .where(workflows.c.pipeline_config_id == slots.c.pipeline_config_id, workflows.c.holds_slot)
+        .scalar_subquery()
+    )
+    with store.database.autocommit() as connection:
+        found = connection.execute(select(slots.c.pipeline_config_id, held, slots.c.max_concurrent)).all()
+    return [SlotUse(*row) for row in found]
+
+
+def running_without_slot(store: WorkflowStore) -> list[str]:
+    """Names of the executions that run, have a limit, and hold no slot."""
+    found = select(workflows.c.name).where(
+        workflows.c.status == WorkflowStatus.RUNNING,
+        workflows.c.is_limit_concurrent,
+        ~workflows.c.holds_slot,
+    )
+    with store.database.autocommit() as connection:
+        return list(connection.execute(found).scalars())
+
+
+def all_messages(store: WorkflowStore) -> list[dict[str, Any]]:
+    """The rows of all messages that are not finished."""
+    with store.database.autocommit() as connection:
+        return [dict(row._mapping) for row in connection.execute(select(messages).order_by(messages.c.id))]
+
+
+def all_dead_letters(store: WorkflowStore) -> list[dict[str, Any]]:
+    """The rows of all dead letters."""
+    with store.database.autocommit() as connection:
+        found = connection.execute(select(dead_letters).order_by(dead_letters.c.id))
+        return [dict(row._mapping) for row in found]
+
+
+def empty(store: WorkflowStore) -> None:
+    """Delete every row of every table."""
+    with store.database.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(delete(table))
+
+
+@contextmanager
+def alone(store: WorkflowStore, workflow_id: str, surroundings: Surroundings) -> Iterator[UnitOfWork]:
+    """A transaction that has a workflow for itself; what it sends becomes rows, nothing is handled in place."""
+    now = store.now()
+    with store.database.begin() as connection:
+        if store.database.is_postgresql:
+            connection.execute(store.queries.gate_exclusive, {"workflow_id": workflow_id})
+        unit = UnitOfWork(
+            connection,
+            now,
+            surroundings,
+            row={"workflow_id": workflow_id, "exclusive": True, "created_at": now},
+            message=CompleteWorkflow(workflow_id=workflow_id),
+            inline=False,
+        )
+        yield unit
+        unit.flush()
+
+
+def lock_standing(unit: UnitOfWork, workflow_id: str) -> Standing | None:
+    """A workflow whole, locked, with everything that may drive it; ``None`` if there is none."""
+    workflow = unit.whole(workflow_id)
+    if workflow is None:
+        return None
+    # First the others: when one is seen to have ended, what it sent is there too.
+    others = read_sub_workflows(unit.connection, [workflow_id])
+    sent = read_messages(unit.connection, [workflow_id])
+    return Standing(
+        workflow,
+        unit.now,
+        unit.holds_slot(workflow),
+        sent.get(workflow_id, []),
+        others.get(workflow_id, []),
+    )
+
+
+def delete_idle(connection: Connection, message_id: str) -> bool:
+    """Delete a message that nobody holds."""
+    deleted = connection.execute(
+        delete(messages).where(messages.c.id == message_id, messages.c.lease_owner.is_(None))
+    )
+    return deleted.rowcount > 0

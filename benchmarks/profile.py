@@ -39,7 +39,7 @@ STATEMENTS = """
 ROOMS = {
     r"_recv \(billiard/connection": "waiting for the next message",
     r"_results \(stabilize_celery/persistence/pipeline": "waiting for PostgreSQL",
-    r"stabilize_celery/persistence/(wire|statements|prepared)": "statements: sending, converting values",
+    r"stabilize_celery/persistence/pipeline": "statements: sending, converting values",
     r"stabilize_celery/persistence": "rows to models and back, the unit of work",
     r"stabilize_celery/(handlers|dag|stages)": "handlers and rules",
     r"stabilize_celery/delivery/publisher": "publishing",

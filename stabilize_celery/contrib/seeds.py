@@ -39,7 +39,7 @@ from stabilize_celery.messages import (
 )
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.database import Database
-from stabilize_celery.persistence.outbox import new_row
+from stabilize_celery.persistence.rows import new_row
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import messages
 from stabilize_celery.persistence.unit_of_work import Surroundings

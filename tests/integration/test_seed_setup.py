@@ -27,7 +27,7 @@ from stabilize_celery import WorkflowStatus as S
 from stabilize_celery.errors import ConfigurationError, QueueError
 from stabilize_celery.handlers.start_task import StartTaskHandler
 from stabilize_celery.messages import CancelWorkflow, SignalStage, StartWorkflow
-from stabilize_celery.persistence.outbox import message_of
+from stabilize_celery.persistence.rows import message_of
 
 BACKENDS = ["memory", "one file", "two files", "postgres"]
 

@@ -14,17 +14,20 @@ import uuid
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, ClassVar
 
-import httpcore
 import httpx
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.redaction import Masker, Redactor
-from stabilize_celery.tasks.http_options import IDEMPOTENT, HTTPOptions
+from stabilize_celery.settings import Seconds
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.options import (
+    DEFAULT_MAX_OUTPUT_BYTES,
     OptionError,
+    TaskOptions,
     masker_of,
     read_options,
     redactor_of,
@@ -36,6 +39,13 @@ from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import current_run
 from stabilize_celery.tasks.ssrf import Network, SsrfBlockedError, Transport
 
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+#: Sending one of these twice does the same as sending it once (RFC 9110).
+IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT"})
+#: The longest wait before a retry is this many times ``retry_delay``.
+_MAX_DELAY_FACTOR = 10.0
+#: Request headers whose values are secret whether named in ``secrets`` or not.
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token"})
 #: Seconds beyond what the options allow before the engine may step in.
 _MARGIN_SECONDS = 20.0
 #: What another origin may be told; any other header may be meant for the first one only.
@@ -47,8 +57,156 @@ _HARMLESS = frozenset(
 )  # fmt: skip
 
 
-class _BadRequestError(Exception):
-    """It cannot be sent, or its answer not be used.  The message does not repeat the URL: it may hold a password."""
+@cache
+def _usual_tls(verify: bool) -> ssl.SSLContext:
+    """Reading the usual certificates takes some 20 ms, so it is done once."""
+    return httpx.create_ssl_context(verify=verify)
+
+
+def _method(value: str) -> str:
+    if value.upper() not in METHODS:
+        raise ValueError(f"Unsupported method {value!r}. Supported: {list(METHODS)}")
+    return value.upper()
+
+
+def _proxy(value: str) -> str:
+    try:
+        url = httpx.URL(value)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"is no URL: {error}") from None
+    if not url.host:
+        raise ValueError("names no host")
+    if url.scheme not in ("http", "https"):
+        raise ValueError(f"has the scheme {url.scheme!r}; use http or https")
+    return value
+
+
+def _upload(value: str) -> str:
+    if not os.path.isfile(value):
+        raise ValueError("Upload file not found")
+    return value
+
+
+def _download(value: str) -> str:
+    if not os.path.isdir(os.path.dirname(os.path.abspath(value))):
+        raise ValueError("its directory does not exist")
+    return value
+
+
+class HTTPOptions(TaskOptions):
+    """Options of an ``http`` stage; times are in seconds, sizes in bytes."""
+
+    private: ClassVar[frozenset[str]] = frozenset(
+        {"url", "headers", "auth", "bearer_token", "body", "json", "form", "upload_form", "proxy"}
+    )
+
+    url: str = Field(min_length=1)
+    method: Annotated[str, AfterValidator(_method)] = "GET"
+    headers: dict[str, str] = Field(default_factory=dict)
+    #: User name and password.
+    auth: tuple[str, str] | None = None
+    bearer_token: str | None = None
+
+    #: Body: the first of these that is given.
+    upload_file: Annotated[str, AfterValidator(_upload)] | None = None
+    json_body: Any = Field(default=None, alias="json")
+    form: dict[str, Any] | None = None
+    body: str | None = None
+    upload_field: str = "file"
+    #: Name the server sees; the file's own without it.
+    upload_filename: str | None = None
+    upload_form: dict[str, Any] = Field(default_factory=dict)
+
+    #: For one attempt with all its redirects, from resolving the name to the last byte.
+    timeout: Seconds = Field(default=30.0, gt=0)
+    #: Attempts after the first.
+    retries: int = Field(default=0, ge=0, le=100)
+    #: Before the first retry; then twice as long each time, ten times as long at most.
+    retry_delay: Seconds = 1.0
+    retry_on_status: list[int] = Field(default_factory=lambda: [502, 503, 504])
+    #: Whether POST and PATCH are repeated too although the server may have acted on them already.  A request that
+    #: never reached the server is repeated in any case.
+    retry_non_idempotent: bool = True
+    follow_redirects: bool = True
+    max_redirects: int = Field(default=10, ge=0)
+
+    verify_ssl: bool = True
+    #: File of certificates to trust instead of the usual ones.
+    ca_cert: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+
+    #: Success is one of these instead of 2xx.
+    expected_status: (
+        Annotated[list[int], BeforeValidator(lambda value: [value] if isinstance(value, int) else value)]
+        | None
+    ) = None
+    max_response_size: int = Field(default=DEFAULT_MAX_OUTPUT_BYTES, ge=0)
+    parse_json: bool = False
+    #: Path the body is written to; output ``body`` is then that path.
+    download_to: Annotated[str, AfterValidator(_download)] | None = None
+    #: ``None`` takes ``HTTPTask.allow_private_urls_default``.
+    allow_private_urls: bool | None = None
+    #: Never taken from the environment.  A proxy resolves names by itself, so it needs ``allow_private_urls``.
+    proxy: Annotated[str, AfterValidator(_proxy)] | None = None
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> HTTPOptions:
+        if self.client_key is not None and self.client_cert is None:
+            raise ValueError("'client_key' needs 'client_cert'")
+        if self.proxy is not None and not self.allow_private_urls:
+            raise ValueError("'proxy' needs 'allow_private_urls': what a proxy connects to cannot be checked")
+        return self
+
+    def secret_values(self) -> list[Any]:
+        """What is secret whether named in ``secrets`` or not."""
+        values: list[Any] = [self.bearer_token]
+        if self.auth is not None:
+            values += [self.auth[1], ":".join(self.auth)]
+        for text in (self.url, self.proxy):
+            url = httpx.URL(text or "")
+            if url.password:
+                values += [url.password, f"{url.username}:{url.password}"]
+        for name, value in self.headers.items():
+            if name.lower() in _SECRET_HEADERS:
+                values += [value, value.rpartition(" ")[2]]
+        return values
+
+    def delay(self, retry: int, asked_for: float, luck: float) -> float:
+        """Seconds before retry number ``retry`` (1, 2, ...), with up to a tenth more by ``luck`` (0 to 1)."""
+        longest = self.retry_delay * _MAX_DELAY_FACTOR
+        wait = min(self.retry_delay * 2.0 ** min(retry - 1, 30), longest)
+        return max(wait, min(asked_for, longest)) * (1 + luck / 10)
+
+    def longest(self) -> float:
+        """Seconds everything can take, retries included."""
+        return self.timeout + self.retries * (self.timeout + self.delay(100, 0, 1))
+
+    def tls(self) -> ssl.SSLContext:
+        """How to speak TLS.
+
+        Raises:
+            OptionError: a file is missing or is none of the kind.
+        """
+        try:
+            if self.ca_cert is None and self.client_cert is None:
+                return _usual_tls(self.verify_ssl)
+            if self.ca_cert is not None and self.verify_ssl:
+                context = ssl.create_default_context(cafile=self.ca_cert)
+            else:
+                context = httpx.create_ssl_context(verify=self.verify_ssl)
+            if self.client_cert is not None:
+                context.load_cert_chain(self.client_cert, self.client_key)
+        except (OSError, ssl.SSLError) as error:
+            raise OptionError(f"TLS options 'ca_cert', 'client_cert', 'client_key': {error}") from None
+        return context
+
+
+class _TooLargeError(Exception):
+    """There is more of the response than may be kept."""
+
+    def __init__(self, options: HTTPOptions) -> None:
+        super().__init__(f"Response exceeds max size ({options.max_response_size} bytes)")
 
 
 class HTTPTask(Task):
@@ -106,21 +264,13 @@ def _rendered(options: HTTPOptions, stage: StageExecution) -> HTTPOptions:
         if any(character in name + value for character in "\r\n\0"):
             raise OptionError(f"Stage '{label}': option 'headers.{name!r}': must not contain line breaks")
     try:
-        _check_url(changes["url"])
-    except _BadRequestError as error:
-        raise OptionError(f"Stage '{label}': option 'url': {error}") from None
-    return options.model_copy(update=changes)
-
-
-def _check_url(text: str) -> None:
-    try:
-        url = httpx.URL(text)
+        url = httpx.URL(changes["url"])
     except httpx.InvalidURL as error:
-        raise _BadRequestError(f"not a URL: {error}") from None
-    if url.scheme not in ("http", "https"):
-        raise _BadRequestError(f"unsupported scheme {url.scheme!r}; use http or https")
-    if not url.host:
-        raise _BadRequestError("it names no host")
+        raise OptionError(f"Stage '{label}': option 'url': not a URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        what = "it names no host" if url.scheme in ("http", "https") else f"unsupported scheme {url.scheme!r}"
+        raise OptionError(f"Stage '{label}': option 'url': {what}; use http or https")
+    return options.model_copy(update=changes)
 
 
 class _Exchange:
@@ -133,6 +283,7 @@ class _Exchange:
         self._masker = masker_of(stage, *secrets)
         self._redactor = redactor_of(stage, named=secrets)
         self._url = httpx.URL(options.url).copy_with(userinfo=b"")
+        self._first: httpx.Request | None = None
         self._run = current_run()
         self._started = time.monotonic()
 
@@ -165,15 +316,19 @@ class _Exchange:
             auth=httpx.Auth(),
             trust_env=False,
             timeout=None,
+            follow_redirects=options.follow_redirects,
+            max_redirects=options.max_redirects,
+            event_hooks={"request": [self._before_request], "response": [self._after_redirect]},
             headers={"User-Agent": "stabilize-celery", "Accept-Encoding": "gzip, deflate"},
         )
+        self._first = None
         try:
             with (
                 _no_wire_log(),
                 guard,
                 client,
                 _first_request(client, options) as request,
-                contextlib.closing(self._follow(client, request)) as response,
+                contextlib.closing(client.send(request, stream=True)) as response,
             ):
                 result, again, wait = self._judged(response)
             # A body that ends with its connection looks complete after an interrupt too.
@@ -183,38 +338,35 @@ class _Exchange:
             return self._failure(
                 f"{blocked}; the stage's allow_private_urls, or stabilize_allow_private_urls, allows it"
             )
-        except (_BadRequestError, httpx.DecodingError) as error:
+        except (_TooLargeError, httpx.DecodingError) as error:
             return self._failure(str(error))
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            return self._failure(f"URL error: {error}")
-        except httpcore.TimeoutException as error:
+        except httpx.TooManyRedirects:
+            return self._failure(f"URL error: more than {options.max_redirects} redirects")
+        except httpx.TimeoutException as error:
             return self._broken(f"Request timed out after {options.timeout:g}s", error)
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError) as error:
+        except (httpx.TransportError, httpx.InvalidURL) as error:
             return self._broken(f"URL error: {str(error) or type(error).__name__}", error)
         except OSError as error:
             return self._failure(f"File error: {error}")
 
-    def _follow(self, client: httpx.Client, first: httpx.Request) -> httpx.Response:
-        """The response at the end of the redirects; another origin gets no credentials, and nothing else meant for ours."""
-        cookie, request = first.headers.get("cookie"), first
-        for _ in range(self._options.max_redirects + 1):
-            self._url = request.url
-            response = client.send(request, stream=True)
-            following = response.next_request if self._options.follow_redirects else None
-            if following is None:
-                return response
-            response.close()
-            if following.url.scheme not in ("http", "https"):
-                raise _BadRequestError(f"URL error: redirected to the scheme {following.url.scheme!r}")
-            following.url = following.url.copy_with(userinfo=b"")
-            if _origin(following.url) != _origin(first.url):
-                for name in following.headers.keys() - _HARMLESS - {"cookie"}:
-                    del following.headers[name]
-            elif cookie is not None:
-                more = following.headers.get("cookie")
-                following.headers["cookie"] = cookie if more is None else f"{cookie}; {more}"
-            request = following
-        raise _BadRequestError(f"URL error: more than {self._options.max_redirects} redirects")
+    def _before_request(self, request: httpx.Request) -> None:
+        """After a redirect another origin gets no credentials, and nothing else meant for the first one."""
+        self._url = request.url.copy_with(userinfo=b"")
+        if self._first is None:
+            self._first = request
+        elif _origin(request.url) != _origin(self._first.url):
+            for name in request.headers.keys() - _HARMLESS - {"cookie"}:
+                del request.headers[name]
+        elif "cookie" in self._first.headers:
+            # httpx sends what it was given on the way alone.
+            cookies = (self._first.headers["cookie"], request.headers.get("cookie"))
+            request.headers["cookie"] = "; ".join(filter(None, cookies))
+
+    def _after_redirect(self, response: httpx.Response) -> None:
+        """The body of a redirect that is followed is not read, however long it is."""
+        if self._options.follow_redirects and response.has_redirect_location:
+            response.stream.close()  # type: ignore[union-attr]
+            response.stream = httpx.ByteStream(b"")
 
     def _judged(self, response: httpx.Response) -> tuple[TaskResult, bool, float]:
         status, expected = response.status_code, self._options.expected_status
@@ -245,7 +397,7 @@ class _Exchange:
         """The connection failed; what never reached the server may always be sent again."""
         if self._interrupted():
             return self._was_interrupted(), False, 0.0
-        not_sent = isinstance(error, (httpcore.ConnectError, httpcore.ConnectTimeout))
+        not_sent = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
         distrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
         result, _, _ = self._failure(message)
         return result, (not_sent or self._may_repeat()) and not distrusted, 0.0
@@ -284,14 +436,14 @@ def _read(response: httpx.Response, options: HTTPOptions, hide: Masker | Redacto
     """The outputs of a response; a body that is no text in its charset is also given as it is, in ``body_b64``.
 
     Raises:
-        _BadRequestError: decompressed, it is larger than ``max_response_size``; nothing is left of a download.
+        _TooLargeError: decompressed, it is larger than ``max_response_size``; nothing is left of a download.
         httpx.DecodingError: its compression is damaged.
     """
     announced = response.headers.get("content-length", "")
     length = int(announced) if announced.isdecimal() else None
     head = response.request.method == "HEAD"
     if length is not None and length > options.max_response_size and not head:
-        raise _too_large(options)
+        raise _TooLargeError(options)
     headers: dict[str, str] = {}
     for raw, _ in response.headers.raw:
         # One value per name, as the server wrote the name; several are joined by commas.
@@ -304,7 +456,7 @@ def _read(response: httpx.Response, options: HTTPOptions, hide: Masker | Redacto
         "content_type": hide.text(response.headers.get("content-type", "")),
     }
     if options.download_to is not None and response.is_success:
-        return {**data, "content_length": _download(response, options), "body": options.download_to}
+        return {**data, "content_length": _save(response, options), "body": options.download_to}
     content = b"".join(_limited(response, options))
     data["content_length"] = length if head and length is not None else len(content)
     try:
@@ -324,12 +476,8 @@ def _limited(response: httpx.Response, options: HTTPOptions) -> Iterator[bytes]:
     for chunk in response.iter_bytes():
         size += len(chunk)
         if size > options.max_response_size:
-            raise _too_large(options)
+            raise _TooLargeError(options)
         yield chunk
-
-
-def _too_large(options: HTTPOptions) -> _BadRequestError:
-    return _BadRequestError(f"Response exceeds max size ({options.max_response_size} bytes)")
 
 
 def _no_constant(name: str) -> None:
@@ -337,7 +485,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _download(response: httpx.Response, options: HTTPOptions) -> int:
+def _save(response: httpx.Response, options: HTTPOptions) -> int:
     """Write the body to its file, which appears only when it is complete; returns the bytes written."""
     folder, name = os.path.split(os.path.abspath(str(options.download_to)))
     part = os.path.join(folder, f".{name[:100]}.{uuid.uuid4().hex}.part")

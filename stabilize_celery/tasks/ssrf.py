@@ -184,47 +184,14 @@ class _Stream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-class Transport(httpx.BaseTransport):
+class Transport(httpx.HTTPTransport):
     """Sends the requests of an ``httpx.Client`` over a network of our own; nothing comes from the environment."""
 
     def __init__(self, network: Network, tls: ssl.SSLContext, proxy: str | None) -> None:
-        if proxy is None:
-            self._pool = httpcore.ConnectionPool(ssl_context=tls, network_backend=network)
-            return
-        url = httpx.URL(proxy)
-        self._pool = httpcore.HTTPProxy(
-            proxy_url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/"),
-            proxy_auth=(url.username, url.password) if url.username else None,
-            ssl_context=tls,
-            network_backend=network,
-        )
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """The response, whose body has not been read yet.
-
-        Raises:
-            httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError: it did not work out.
-        """
-        url = request.url
-        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        response = self._pool.handle_request(
-            httpcore.Request(request.method, target, headers=request.headers.raw, content=request.stream)
-        )
-        return httpx.Response(response.status, headers=response.headers, stream=_Body(response.stream))
-
-    def close(self) -> None:
-        """Close every connection."""
-        self._pool.close()
-
-
-class _Body(httpx.SyncByteStream):
-    """A response body that is read as it arrives."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._stream
-
-    def close(self) -> None:
-        self._stream.close()
+        super().__init__(verify=tls, trust_env=False, proxy=proxy)
+        # httpx has no argument for it; without the attribute nothing may be sent: it would not be checked.
+        if not hasattr(self._pool, "_network_backend"):
+            raise RuntimeError(
+                f"httpx {httpx.__version__} connects in an unknown way; use an earlier release"
+            )
+        self._pool._network_backend = network

@@ -10,31 +10,14 @@ from typing import Any
 
 import click
 
-#: command -> the module of this package it is in, in the order in which the help lists them
-_COMMANDS = {
-    "run": "starting",
-    "start": "starting",
-    "list": "looking",
-    "show": "looking",
-    "watch": "looking",
-    "pause": "controlling",
-    "resume": "controlling",
-    "cancel": "controlling",
-    "cancel-stage": "controlling",
-    "skip": "controlling",
-    "restart": "controlling",
-    "signal": "controlling",
-    "validate": "files",
-    "graph": "files",
-    "schema": "files",
-    "migrate": "migrating",
-    "audit": "mending",
-    "rebuild": "mending",
-    "dead-letters": "dead_letters",
-    "prune": "pruning",
-    "flower": "flower",
-    "doctor": "doctor",
+#: module of this package -> its commands, in the order in which the help lists them
+_MODULES = {
+    "run": ("run", "start", "validate", "graph", "schema"),
+    "inspect": ("list", "show", "watch"),
+    "control": ("pause", "resume", "cancel", "cancel-stage", "skip", "restart", "signal"),
+    "operate": ("migrate", "audit", "rebuild", "dead-letters", "prune", "flower", "doctor"),
 }
+_COMMANDS = {name: module for module, names in _MODULES.items() for name in names}
 
 
 class _Commands(click.Group):
@@ -45,7 +28,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"stabilize_celery.cli.{_COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
+        command: click.Command | None = module.commands.get_command(ctx, cmd_name)
         return command
 
     def resolve_command(

@@ -1,30 +1,39 @@
-"""What every command has: options, the engine it works on, and errors without tracebacks."""
+"""What every command has: options, the engine and the run it works on, and errors without tracebacks."""
 
 from __future__ import annotations
 
 import getpass
 import importlib
+import json
 import sys
 import traceback as tracebacks
-from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from stabilize_celery.cli.discretion import hide, print_anything, printable
+from stabilize_celery.cli.output import escape_unencodable, hide, printable
 from stabilize_celery.engine import Stabilize
-from stabilize_celery.errors import ConfigurationError, StabilizeError, WorkflowFileError
+from stabilize_celery.errors import (
+    ConfigurationError,
+    StabilizeError,
+    WorkflowFileError,
+    WorkflowNotFoundError,
+)
+from stabilize_celery.persistence.store import ids_matching, newest_ids
+from stabilize_celery.run import WorkflowRun
 
 if TYPE_CHECKING:
     from celery import Celery
 
-#: Nobody hears of a message that this process writes: whoever works on the database finds it as overdue.
-_AT_ONCE = 0.001
-
 #: In ``ctx.meta``: whether tracebacks are to be shown.
 TRACEBACK = "stabilize_celery.traceback"
-F = TypeVar("F", bound=Callable[..., Any])
+#: In seconds: this process has no broker to send to, so the relays of the workers are to find its messages at once.
+_AT_ONCE = 0.001
+_ID_LENGTH = 26
+#: Shorter than that, the end of an id means too many workflows.
+_SHORTEST_PART = 6
 
 
 class EngineCommand(click.Command):
@@ -38,9 +47,9 @@ class EngineCommand(click.Command):
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Call it; whatever it raises ends the command with one message."""
+        """Call it; an exception ends the command with one message."""
         show_where = ctx.meta[TRACEBACK] = ctx.params.pop("traceback", False)
-        print_anything()
+        escape_unencodable()
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -51,18 +60,17 @@ class EngineCommand(click.Command):
             known = isinstance(error, StabilizeError)
             message = str(error) if known else f"{type(error).__name__}: {error} (--traceback shows where)"
             if not isinstance(error, WorkflowFileError):
-                # What drivers say may have several lines; of a file each problem has one.
+                # Messages of drivers may have several lines; of a file each problem has one.
                 message = " ".join(message.split())
             click.secho(f"Error: {printable(message)}", err=True, fg="red")
             raise click.exceptions.Exit(1) from error
 
 
-def user_option(function: F) -> F:
-    """``--user``: on whose behalf."""
-    option = click.option(
-        "--user", default=_login_name, show_default="your login name", help="Who does this."
-    )
-    return option(function)
+class Commands(click.Group):
+    """The commands of one module, each an :class:`EngineCommand`."""
+
+    command_class = EngineCommand
+    group_class = type
 
 
 def _login_name() -> str:
@@ -70,6 +78,28 @@ def _login_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"
+
+
+user_option = click.option(
+    "--user", default=_login_name, show_default="your login name", help="Who does this."
+)
+
+
+def limit_option(default: int = 20) -> Any:
+    """``--limit`` of a listing."""
+    kind = click.IntRange(1, 10_000)
+    return click.option("--limit", type=kind, default=default, show_default=True, help="At most so many.")
+
+
+def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
+    """A JSON object on the command line."""
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise click.BadParameter(f'it must be a JSON object such as {{"by": "kim"}}, not {value}')
+    return parsed
 
 
 # ---------------------------------------------------------------------------------------------- the engine
@@ -84,34 +114,25 @@ def app_of(ctx: click.Context) -> Celery | None:
     named = ctx.find_root().params.get("app")
     if named is None:
         return None
-    given = getattr(ctx.obj, "app", None)
-    app = _find_app(named) if given is None else given
+    app = getattr(ctx.obj, "app", None)
+    name = named if app is None else app.main
     try:
+        if app is None:
+            from celery.app.utils import find_app
+
+            # As with `celery -A`: modules are looked for in the current folder as well.
+            if "" not in sys.path and str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
+            importlib.invalidate_caches()
+            app = find_app(named)
         app.loader.import_default_modules()
         app.finalize()
     except Exception as error:
-        raise _not_loaded(app.main, error) from error
+        last = tracebacks.extract_tb(error.__traceback__)[-1]
+        raise ConfigurationError(
+            f"app {name} cannot be loaded: {type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+        ) from error
     return app
-
-
-def _find_app(name: str) -> Celery:
-    from celery.app.utils import find_app
-
-    # As with `celery -A`: modules are looked for in the current folder as well.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    importlib.invalidate_caches()
-    try:
-        return find_app(name)
-    except Exception as error:
-        raise _not_loaded(name, error) from error
-
-
-def _not_loaded(name: str, error: Exception) -> ConfigurationError:
-    last = tracebacks.extract_tb(error.__traceback__)[-1]
-    return ConfigurationError(
-        f"app {name} cannot be loaded: {type(error).__name__}: {error} ({last.filename}:{last.lineno})"
-    )
 
 
 def engine_of_app(ctx: click.Context) -> Stabilize | None:
@@ -131,7 +152,7 @@ def engine_of_app(ctx: click.Context) -> Stabilize | None:
 
 
 def database_url_of(ctx: click.Context) -> str | None:
-    """What ``--database-url`` or its environment variable says."""
+    """The value of ``--database-url`` or its environment variable."""
     url: str | None = ctx.find_root().params.get("database_url")
     return url
 
@@ -180,6 +201,43 @@ def check_tables(engine: Stabilize, *, make_tables: bool = False) -> None:
     engine.store.check_schema()
 
 
-def has_workers(engine: Stabilize) -> bool:
-    """Whether somebody else does what this process asks for."""
-    return engine.app is not None or engine.store.database.is_postgresql
+def hint_without_workers(engine: Stabilize) -> None:
+    """Say how a command takes effect on a database that may have no workers."""
+    if engine.app is None and not engine.store.database.is_postgresql:
+        click.echo(
+            "No worker handles this database all the time: `run FILE --continue ID` does what is under way.",
+            err=True,
+        )
+
+
+# ---------------------------------------------------------------------------------------------- the run
+
+
+def find_run(engine: Stabilize, given: str) -> WorkflowRun:
+    """The run of an id, or of a part of one that no other has.
+
+    Ids of the same time begin alike, so the end tells them apart.
+
+    Raises:
+        WorkflowNotFoundError: there is none, or more than one.
+    """
+    part = given.strip().upper()
+    if len(part) == _ID_LENGTH and engine.store.exists(part):
+        return engine.get(part)
+    message = f"there is no workflow {given} in {engine.store.database.name}"
+    if _SHORTEST_PART <= len(part) < _ID_LENGTH and part.isalnum():
+        found = ids_matching(engine.store, part, 6)
+        if len(found) == 1:
+            return engine.get(found[0])
+        if found:
+            listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+            raise WorkflowNotFoundError(f"{given} may be any of {listed}; write more of it")
+    if len(part) < _SHORTEST_PART:
+        raise WorkflowNotFoundError(
+            f"{message}; write an id, or {_SHORTEST_PART} or more characters of its end"
+        )
+    # The end of an id is random; the beginning would make every id look alike.
+    ends = {known[-len(part[-16:]) :]: known for known in newest_ids(engine.store, 2000)}
+    close = get_close_matches(part[-16:], ends, n=1, cutoff=0.75)
+    hint = f", did you mean {ends[close[0]]}?" if close else "; `list` shows those there are"
+    raise WorkflowNotFoundError(message + hint)

@@ -98,6 +98,6 @@ def quoted(cell: str) -> list[str]:
 
 @pytest.mark.parametrize("option", re.findall(r"`(--[a-z-]+)`", TEXT))
 def test_the_options_exist(option: str) -> None:
-    from stabilize_celery.cli.migrating import migrate_command
+    from stabilize_celery.cli.operate import commands
 
-    assert option in {name for parameter in migrate_command.params for name in parameter.opts}
+    assert option in {name for parameter in commands.commands["migrate"].params for name in parameter.opts}

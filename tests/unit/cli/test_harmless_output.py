@@ -10,7 +10,7 @@ import pytest
 from rich.text import Text
 
 from stabilize_celery import Stabilize, StageExecution, Workflow
-from stabilize_celery.cli.terminal import harmless, make_console
+from stabilize_celery.cli.output import harmless, make_console
 from tests.unit.cli.conftest import Cli
 
 #: Clears the screen, sets the title and, in one character, begins a sequence; a line may end between them.

@@ -91,7 +91,7 @@ def test_a_tree_is_never_higher_than_the_terminal(screen: Screen) -> None:
     stages = [StageExecution.single(f"s{number}", "noop") for number in range(100)]
     run = engine.start(Workflow.create("shop", "wide", stages))
     console = terminal(screen, height=12)
-    tree = LiveTree(run, console=console)._fitting()
+    tree = LiveTree(run, console=console)._picture()
     assert 6 <= len(console.render_lines(tree, pad=False)) <= 11
 
 

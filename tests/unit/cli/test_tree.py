@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stabilize_celery.cli.layout import arrange, title
+from stabilize_celery.cli.output import LOOKS, duration
 from stabilize_celery.cli.tree import stage_tree
-from stabilize_celery.cli.words import LOOKS, duration
 from stabilize_celery.models.stage import Phase, StageExecution, SyntheticStageOwner
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
@@ -38,46 +37,31 @@ def test_a_chain_stays_on_one_level() -> None:
     ]
 
 
-def test_branches_are_indented_and_their_join_stands_once() -> None:
+def test_a_branch_stands_as_far_as_it_goes_before_the_next_one() -> None:
     made = workflow(
         stage("setup"),
-        stage("a", requires={"setup"}),
         stage("b", requires={"setup"}),
+        stage("a", requires={"setup"}),
         stage("b2", requires={"b"}),
         stage("b3", requires={"b2"}),
         stage("join", requires={"a", "b3"}),
         stage("end", requires={"join"}),
     )
     assert lines(made)[1:] == [
-        "├── ○ setup       NOT_STARTED",
-        "│   ├── ○ a       NOT_STARTED",
-        "│   └── ○ b       NOT_STARTED",
-        "│       ├── ○ b2  NOT_STARTED",
-        "│       └── ○ b3  NOT_STARTED          after b2",
-        "├── ○ join        NOT_STARTED          after a, b3",
-        "└── ○ end         NOT_STARTED          after join",
+        "├── ○ setup  NOT_STARTED",
+        "├── ○ b      NOT_STARTED          after setup",
+        "├── ○ b2     NOT_STARTED          after b",
+        "├── ○ b3     NOT_STARTED          after b2",
+        "├── ○ a      NOT_STARTED          after setup",
+        "├── ○ join   NOT_STARTED          after a, b3",
+        "└── ○ end    NOT_STARTED          after join",
     ]
 
 
-def test_a_join_inside_a_branch_stays_in_it() -> None:
-    made = workflow(
-        stage("s"),
-        stage("x", requires={"s"}),
-        stage("x1", requires={"x"}),
-        stage("x2", requires={"x"}),
-        stage("x3", requires={"x1", "x2"}),
-        stage("y", requires={"s"}),
-        stage("end", requires={"x3", "y"}),
-    )
-    assert [re.sub(r" +NOT_STARTED", "", line) for line in lines(made)[1:]] == [
-        "├── ○ s",
-        "│   ├── ○ x",
-        "│   │   ├── ○ x1",
-        "│   │   ├── ○ x2",
-        "│   │   └── ○ x3          after x1, x2",
-        "│   └── ○ y",
-        "└── ○ end          after x3, y",
-    ]
+def test_a_join_of_many_names_the_first_ones() -> None:
+    branches = [stage(f"b{number}") for number in range(5)]
+    made = workflow(*branches, stage("join", requires={branch.ref_id for branch in branches}))
+    assert lines(made)[-1] == "└── ○ join  NOT_STARTED          after b0, b1, b2 and 2 more"
 
 
 def test_a_stage_that_also_requires_an_earlier_one_says_so() -> None:
@@ -168,13 +152,31 @@ def test_of_many_stages_the_interesting_ones_are_drawn_and_the_rest_is_counted()
     assert [line.rstrip(" 0123456789.s") for line in lines(made, most=4)] == [
         "○ shop/order  NOT_STARTED  01ARZ3NDEKTSV4RRFFQ69G5FAV",
         "2,001 stages: 1 RUNNING, 1,999 SUCCEEDED, 1 TERMINAL",
-        "└── ✔ s         SUCCEEDED",
-        "    ├── ✔ b0    SUCCEEDED",
-        "    ├── … 699 stages: 699 SUCCEEDED",
-        "    ├── ✘ b700  TERMINAL",
-        "    ├── … 199 stages: 199 SUCCEEDED",
-        "    ├── ▶ b900  RUNNING",
-        "    └── … 1,099 stages: 1,099 SUCCEEDED",
+        "├── ✔ s     SUCCEEDED",
+        "├── ✔ b0    SUCCEEDED   1.00s  after",
+        "├── … 699 stages: 699 SUCCEEDED",
+        "├── ✘ b700  TERMINAL    1.00s  after",
+        "├── … 199 stages: 199 SUCCEEDED",
+        "├── ▶ b900  RUNNING     1.00s  after",
+        "└── … 1,099 stages: 1,099 SUCCEEDED",
+    ]
+
+
+def test_of_many_synthetic_stages_the_failed_one_stands_under_its_parent() -> None:
+    parents = [stage(f"p{number}", S.SUCCEEDED) for number in range(10)]
+    made = workflow(*parents)
+    for parent in parents:
+        for number in range(3):
+            owner = SyntheticStageOwner.STAGE_BEFORE
+            child = StageExecution.create_synthetic("shell", f"{parent.ref_id}.{number}", parent, owner)
+            child.status = S.TERMINAL if child.name == "p6.1" else S.SUCCEEDED
+            made.add_stage(child)
+    assert [re.split(r"(?<=\w)  ", line)[0] for line in lines(made, most=2)[2:]] == [
+        "├── … 24 stages: 24 SUCCEEDED",
+        "├── ✔ p6",
+        "│   ├── ✔ before: p6.0",
+        "│   └── ✘ before: p6.1",
+        "└── … 13 stages: 13 SUCCEEDED",
     ]
 
 
@@ -220,29 +222,34 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_a_title_cannot_break_its_line() -> None:
-    assert "\n" not in title(stage("a\nb\x1b[31m"))
-    assert "\x1b" not in title(stage("a\nb\x1b[31m"))
+    (drawn,) = lines(workflow(stage("a\nb\x1b[31m")))[1:]
+    assert drawn.startswith("└── ○ a b [31m  NOT_STARTED")
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    made = workflow(
+        stage("a" * 60, S.SUSPENDED), stage("b", S.TERMINAL, {"a" * 60}), stage("c" * 20, requires={"b"})
+    )
+    made.stages[1].context["error"] = "word " * 50
+    drawn = printed(stage_tree(made, NOW), width).splitlines()
+    assert max(map(len, drawn)) <= width
+    assert sum(line.startswith(("├──", "└──")) for line in drawn) == 3
 
 
 @given(st.data())
 def test_every_stage_stands_once_below_what_it_requires(data: st.DataObject) -> None:
-    """Whatever the graph: the tree holds each stage once, and after everything it requires."""
+    """Any graph: the tree holds each stage once, after everything it requires, and names that."""
     size = data.draw(st.integers(1, 12))
     stages = [
         stage(f"s{i}", requires=data.draw(st.sets(st.sampled_from([f"s{j}" for j in range(i)]))) if i else ())
         for i in range(size)
     ]
-    made = workflow(*data.draw(st.permutations(stages)))
-    order = [line.stage.ref_id for top in arrange(made) for line in top.walk()]
-    assert sorted(order) == sorted(s.ref_id for s in stages)
-    for line in (line for top in arrange(made) for line in top.walk()):
-        assert set(order[: order.index(line.stage.ref_id)]) >= line.stage.requisite_stage_ref_ids
-        under = {
-            other.stage.ref_id
-            for top in arrange(made)
-            for other in top.walk()
-            if line.stage.ref_id in {below.stage.ref_id for below in other.branches}
-        }
-        assert set(line.after) == line.stage.requisite_stage_ref_ids or (
-            not line.after and line.stage.requisite_stage_ref_ids == under
-        )
+    drawn = lines(workflow(*data.draw(st.permutations(stages))))[1:]
+    order = [re.split(r" +", line)[2] for line in drawn]
+    assert sorted(order) == sorted(made.ref_id for made in stages)
+    for number, line in enumerate(drawn):
+        (made,) = (made for made in stages if made.ref_id == order[number])
+        assert set(order[:number]) >= made.requisite_stage_ref_ids
+        named = sorted(made.requisite_stage_ref_ids)
+        assert line.endswith(f"after {', '.join(named)}" if 0 < len(named) <= 3 else "") or len(named) > 3

@@ -301,7 +301,7 @@ def test_validate_several_files(answer, cli, tmp_path: Path) -> None:
     result = cli("validate", str(good), str(bad))
     assert result.exit_code == 1
     assert f"{good}: default/good, 1 stage, can be started" in result.stdout
-    assert result.stderr.startswith(f"{bad}:2:34: unknown_ref: stage a requires b")
+    assert result.stderr.startswith(f"{bad}:2:3: unknown_ref: stage a requires b")
     told = answer("validate", str(good), str(bad), code=1)
     assert [each["valid"] for each in told] == [True, False]
     assert cli("validate", str(good), str(good)).exit_code == 0
@@ -311,7 +311,7 @@ def test_validate_several_files(answer, cli, tmp_path: Path) -> None:
 def test_validate_shows_where_an_unknown_type_stands(cli, tmp_path: Path) -> None:
     path = tmp_path / "flow.yaml"
     path.write_text("stages:\n- ref: a\n  type: builder\n  tasks: [noop, {name: b, type: charge}]\n")
-    assert f"{path}:4:33: stage a: no task type 'charge' is registered" in cli("validate", str(path)).stderr
+    assert f"{path}:2:3: stage a: no task type 'charge' is registered" in cli("validate", str(path)).stderr
 
 
 def test_graph_of_a_file_and_of_a_workflow(cli, answer, flow, waiting: WorkflowRun) -> None:

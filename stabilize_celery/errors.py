@@ -23,7 +23,15 @@ _INSTALLED = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "pla
 
 
 class StabilizeBaseException(Exception):
-    """Root of the tree.  ``code`` identifies the class of error in logs and machine-readable output."""
+    """Root of the tree.  ``code`` identifies the class of error in logs and machine-readable output.
+
+    Args:
+        message: what happened, to which thing, and what to do.
+        code: shown in the text, in place of that of the class.
+        cause: what the text tells as well; ``raise ... from`` does not change it.
+        error_code: stored with the error, for programs that read it.
+        attributes: further ones that the class names, such as ``execution_id``.
+    """
 
     code = 0
     # Here as well, for subclasses whose own ``__init__`` leaves this one out.
@@ -32,6 +40,11 @@ class StabilizeBaseException(Exception):
     cause: BaseException | None = None
     error_code: str | None = None
 
+    def __init_subclass__(cls, code: int | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if code is not None:
+            cls.code = code
+
     def __init__(
         self,
         message: str = "",
@@ -39,6 +52,7 @@ class StabilizeBaseException(Exception):
         code: int | None = None,
         cause: BaseException | None = None,
         error_code: str | None = None,
+        **attributes: Any,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -47,33 +61,34 @@ class StabilizeBaseException(Exception):
             self.code = code
         self.cause = cause
         self.error_code = error_code
+        for name, value in attributes.items():
+            if not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} has no attribute {name!r}")
+            if value is not None:
+                setattr(self, name, value)
 
     def __str__(self) -> str:
-        told: list[str] = []
+        texts: list[str] = []
         seen: list[BaseException] = []
-        step: Any = self
-        while isinstance(step, BaseException) and not any(step is known for known in seen):
+        step: BaseException | None = self
+        while isinstance(step, StabilizeBaseException) and not any(step is known for known in seen):
             seen.append(step)
-            if isinstance(step, StabilizeBaseException):
-                told.append(step._own_text())
-                step = step.cause
-            else:
-                told.append(str(step))
-                step = None
-        return " caused by: ".join(told)
+            texts.append(step._own_text())
+            step = step.cause
+        if isinstance(step, BaseException) and not isinstance(step, StabilizeBaseException):
+            texts.append(str(step))
+        return " caused by: ".join(texts)
 
     def _own_text(self) -> str:
         text = str(self.message or super().__str__() or type(self).__name__)
         return text if self.explicit_code is None else f"{text} (code={self.explicit_code})"
 
 
-class StabilizeError(StabilizeBaseException):
+class StabilizeError(StabilizeBaseException, code=100):
     """An error of the engine or of its use."""
 
-    code = 100
 
-
-class TransientError(StabilizeError):
+class TransientError(StabilizeError, code=101):
     """Raise it in a task to be run again later.
 
     Args:
@@ -86,7 +101,6 @@ class TransientError(StabilizeError):
         TypeError, ValueError: ``retry_after`` is not a number of seconds from 0.
     """
 
-    code = 101
     retry_after: float | None = None
     context_update: Mapping[str, Any] = {}
 
@@ -96,230 +110,28 @@ class TransientError(StabilizeError):
         *,
         retry_after: float | None = None,
         context_update: Mapping[str, Any] | None = None,
-        code: int | None = None,
-        cause: BaseException | None = None,
-        error_code: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(message, code=code, cause=cause, error_code=error_code)
+        super().__init__(message, **kwargs)
         check_seconds(retry_after, f"retry_after of {type(self).__name__}")
         self.retry_after = retry_after
         self.context_update = dict(context_update or {})
 
 
-class PermanentError(StabilizeError):
+class PermanentError(StabilizeError, code=102):
     """Raise it in a task to fail at once, whatever attempts are left."""
 
-    code = 102
 
-
-class RecoveryError(StabilizeError):
+class RecoveryError(StabilizeError, code=103):
     """Recovery could not repair something."""
 
-    code = 103
 
-
-class ConfigurationError(StabilizeError):
+class ConfigurationError(StabilizeError, code=104):
     """A setting is missing or makes no sense."""
 
-    code = 104
 
-
-class ConcurrencyError(TransientError):
-    """Two transactions collided; the loser is repeated."""
-
-    code = 105
-
-
-class TaskError(StabilizeError):
-    """A task failed."""
-
-    code = 200
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        task_name: str | None = None,
-        stage_id: str | None = None,
-        execution_id: str | None = None,
-        details: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(message, **kwargs)
-        self.task_name = task_name
-        self.stage_id = stage_id
-        self.execution_id = execution_id
-        self.details = dict(details or {})
-
-
-class TaskTimeoutError(TaskError):
-    """A task ran longer than it may."""
-
-    code = 201
-
-
-class TaskNotFoundError(TaskError):
-    """No task is registered for a type."""
-
-    code = 202
-
-
-class InvalidOutputError(TaskError):
-    """A task returned something that cannot be stored: not JSON, or larger than the limit."""
-
-    code = 203
-
-
-class WorkflowError(StabilizeError):
-    """An error about one workflow."""
-
-    code = 300
-
-    def __init__(self, message: str = "", *, execution_id: str | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.execution_id = execution_id
-
-
-class WorkflowNotFoundError(WorkflowError):
-    """The database holds no workflow of that id."""
-
-    code = 301
-
-
-class WorkflowFailedError(WorkflowError):
-    """``get()`` on a workflow that ended TERMINAL.
-
-    Attributes:
-        errors: from the ref_ids of failed stages to what they reported: ``KeyError: 'b' (shop.py:5)``.
-        traceback: those of the stages, as text, each after a line that names the stage; empty if none raised anything.
-    """
-
-    code = 302
-    traceback: str = ""
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        errors: Mapping[str, Any] | None = None,
-        traceback: str = "",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(message, **kwargs)
-        self.errors = dict(errors or {})
-        self.traceback = traceback
-
-
-class WorkflowCanceledError(WorkflowError):
-    """``get()`` on a workflow that was canceled."""
-
-    code = 303
-
-
-class WorkflowStateError(WorkflowError):
-    """The workflow or stage is not in a state in which that can be done to it."""
-
-    code = 304
-
-
-class WorkflowTimeoutError(WorkflowError, TimeoutError):
-    """``get()`` or ``run()`` waited as long as it was told to, and the workflow had not ended."""
-
-    code = 305
-
-
-class WorkflowFileError(WorkflowError):
-    """A workflow file could not be read; the message says where."""
-
-    code = 306
-
-
-class StageError(StabilizeError):
-    """An error about one stage."""
-
-    code = 400
-
-
-class StageNotFoundError(StageError):
-    """The workflow has no such stage."""
-
-    code = 401
-
-
-class QueueError(StabilizeError):
-    """An error about messages or the broker."""
-
-    code = 500
-
-
-class DeadLetterError(QueueError):
-    """A message failed too often and was set aside."""
-
-    code = 501
-
-
-class UnknownMessageError(QueueError):
-    """A message of a type or version this process does not know."""
-
-    code = 502
-
-
-class InvalidMessageError(QueueError):
-    """A message whose fields do not have the form its type asks for."""
-
-    code = 503
-
-
-class StoreError(StabilizeError):
-    """The database could not be used."""
-
-    code = 510
-
-
-class SchemaVersionError(StoreError):
-    """The database's tables are not of the version this package needs; the message says what to run."""
-
-    code = 511
-
-
-class CommitUnknownError(StoreError):
-    """The connection was lost during COMMIT: the transaction was committed, or it was not."""
-
-    code = 513
-
-
-class RepeatTransactionError(StoreError):
-    """Another transaction was in the way of the caller's, which has to be repeated as a whole."""
-
-    code = 514
-
-
-class LeaseLostError(StabilizeError):
-    """The worker that reports a result does not hold the lease of that task any more."""
-
-    code = 512
-
-
-class VerificationError(PermanentError):
-    """An output did not verify."""
-
-    code = 600
-
-    def __init__(self, message: str = "", *, details: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.details = dict(details or {})
-
-
-class TransientVerificationError(TransientError):
-    """An output did not verify yet."""
-
-    code = 601
-
-
-class InvalidStateTransitionError(StabilizeError):
+class InvalidStateTransitionError(StabilizeError, code=106):
     """A status change that the transition table does not allow."""
-
-    code = 106
 
     def __init__(
         self, current: Any, target: Any, entity_type: str = "entity", entity_id: str | None = None
@@ -332,10 +144,8 @@ class InvalidStateTransitionError(StabilizeError):
         self.entity_id = entity_id
 
 
-class InvalidWorkflowError(StabilizeError, ValueError):
+class InvalidWorkflowError(StabilizeError, ValueError, code=107):
     """A workflow definition that cannot be run; refused when it is created."""
-
-    code = 107
 
 
 class InvalidStageGraphError(InvalidWorkflowError):
@@ -358,16 +168,107 @@ class ExpressionError(InvalidWorkflowError):
     """A condition that cannot be parsed; the message shows the place."""
 
 
-_TRANSIENT_ERRNOS = frozenset(
-    {
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.ECONNABORTED,
-        errno.ETIMEDOUT,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-    }
-)
+class TaskError(StabilizeError, code=200):
+    """A task failed."""
+
+    task_name: str | None = None
+    stage_id: str | None = None
+    execution_id: str | None = None
+    details: Mapping[str, Any] = {}
+
+
+class TaskTimeoutError(TaskError, code=201):
+    """A task ran longer than it may."""
+
+
+class TaskNotFoundError(TaskError, code=202):
+    """No task is registered for a type."""
+
+
+class InvalidOutputError(TaskError, code=203):
+    """A task returned something that cannot be stored: not JSON, or larger than the limit."""
+
+
+class WorkflowError(StabilizeError, code=300):
+    """An error about one workflow."""
+
+    execution_id: str | None = None
+
+
+class WorkflowNotFoundError(WorkflowError, code=301):
+    """The database holds no workflow of that id."""
+
+
+class WorkflowFailedError(WorkflowError, code=302):
+    """``get()`` on a workflow that ended TERMINAL.
+
+    Attributes:
+        errors: from the ref_ids of failed stages to what they reported: ``KeyError: 'b' (shop.py:5)``.
+        traceback: those of the stages, as text, each after a line that names the stage; empty if none raised anything.
+    """
+
+    errors: Mapping[str, Any] = {}
+    traceback: str = ""
+
+
+class WorkflowCanceledError(WorkflowError, code=303):
+    """``get()`` on a workflow that was canceled."""
+
+
+class WorkflowStateError(WorkflowError, code=304):
+    """The workflow or stage is not in a state in which that can be done to it."""
+
+
+class WorkflowTimeoutError(WorkflowError, TimeoutError, code=305):
+    """The time given to ``get()`` or ``run()`` is over, and the workflow has not ended."""
+
+
+class WorkflowFileError(WorkflowError, code=306):
+    """A workflow file could not be read; the message says where."""
+
+
+class StageError(StabilizeError, code=400):
+    """An error about one stage."""
+
+
+class StageNotFoundError(StageError, code=401):
+    """The workflow has no such stage."""
+
+
+class QueueError(StabilizeError, code=500):
+    """An error about messages or the broker."""
+
+
+class DeadLetterError(QueueError, code=501):
+    """A message failed too often and was set aside."""
+
+
+class UnknownMessageError(QueueError, code=502):
+    """A message of a type or version this process does not know."""
+
+
+class InvalidMessageError(QueueError, code=503):
+    """A message whose fields do not have the form its type asks for."""
+
+
+class StoreError(StabilizeError, code=510):
+    """The database could not be used."""
+
+
+class SchemaVersionError(StoreError, code=511):
+    """The database's tables are not of the version this package needs; the message says what to run."""
+
+
+class CommitUnknownError(StoreError, code=513):
+    """The connection was lost during COMMIT: the transaction was committed, or it was not."""
+
+
+class RepeatTransactionError(StoreError, code=514):
+    """Another transaction was in the way of the caller's, which has to be repeated as a whole."""
+
+
+#: Of what stays an OSError: the others have classes of their own, below ConnectionError and TimeoutError.
+_TRANSIENT_ERRNOS = (errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 def is_transient(error: BaseException | None) -> bool:

@@ -15,7 +15,7 @@ from stabilize_celery.clock import MAX_SECONDS, check_seconds
 from stabilize_celery.errors import (
     MAX_STORED_ERROR_BYTES,
     StabilizeError,
-    VerificationError,
+    TaskError,
     describe_error,
     error_text,
     is_transient,
@@ -81,7 +81,7 @@ def caused(error: BaseException, cause: BaseException | None) -> BaseException:
         (PermanentError(""), "PermanentError"),
         (SilentError(), "SilentError"),
         (StabilizeError(), "StabilizeError"),
-        (VerificationError(), "VerificationError"),
+        (TaskError(task_name="t"), "TaskError"),
         (PermanentError("no", code=7), "no (code=7)"),
         (PermanentError("no", cause=KeyError("b")), "no caused by: 'b'"),
         (

@@ -31,6 +31,7 @@ from stabilize_celery.persistence.notify import Bell
 from stabilize_celery.persistence.rows import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings
+from stabilize_celery.plugins import AttemptHook, check_plugins, plugins
 from stabilize_celery.run import WorkflowRun
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import (
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.schedules import crontab
 
-    from stabilize_celery.delivery.events import EventSender
     from stabilize_celery.delivery.schedules import Scheduled
     from stabilize_celery.worker.leases import Slot
 
@@ -80,8 +80,9 @@ class Stabilize(Control, Nesting, Maintenance):
         self._concurrency = 1
         self._end_process: Callable[[], None] | None = None
         self._slot: Slot | None = None
-        self._events: EventSender | None = None
         self._is_worker = False
+        for plugin in plugins():
+            plugin.connect(self)
         if app is not None:
             self.init_app(app)
 
@@ -146,6 +147,7 @@ class Stabilize(Control, Nesting, Maintenance):
         return self._settings
 
     def _use(self, settings: Settings) -> None:
+        check_plugins(settings)
         self._settings = settings
         configure_builtin_tasks(self.registry, settings)
         for module in settings.imports:
@@ -224,18 +226,19 @@ class Stabilize(Control, Nesting, Maintenance):
             )
         dispatcher.keeper.end_process = self._end_process
         dispatcher.keeper.slot = self._slot
-        if self.app is not None and self.settings.send_events:
-            self._send_events(dispatcher)
+        dispatcher.worker.attempt_hooks = self.attempt_hooks()
+        for plugin in plugins():
+            plugin.dispatching(self, dispatcher)
         return dispatcher
 
-    def _send_events(self, dispatcher: Dispatcher) -> None:
-        from stabilize_celery.delivery.events import EventSender
+    def attempt_hooks(self) -> list[AttemptHook]:
+        """What plugins enter around the code of each attempt.
 
-        if self._events is None:
-            assert self.app is not None
-            self._events = EventSender(self.app)
-            self.observers.append(self._events.tell_transitions)
-        dispatcher.on_handled = self._events.tell_handled
+        Raises:
+            ConfigurationError: a setting asks for what cannot be had.
+        """
+        found = [plugin.attempt_hook(self.settings) for plugin in plugins()]
+        return [hook for hook in found if hook is not None]
 
     @cached_property
     def processor(self) -> EmbeddedProcessor:
@@ -335,8 +338,8 @@ class Stabilize(Control, Nesting, Maintenance):
     def _start(self, workflows: list[Workflow], connection: Any) -> list[WorkflowRun]:
         from stabilize_celery.persistence.transactions import insert_started, joined
 
-        if self.settings.tracing:
-            self._carry_trace(workflows)
+        for plugin in plugins():
+            plugin.starting(self, workflows)
         for workflow in workflows:
             self._check_start(workflow)
         rows = {
@@ -354,13 +357,6 @@ class Stabilize(Control, Nesting, Maintenance):
             reach("start.committed")
             self._publish([outgoing(row) for row in sent], True)
         return [WorkflowRun(self, workflow_id) for workflow_id in ids]
-
-    def _carry_trace(self, workflows: list[Workflow]) -> None:
-        from stabilize_celery.observe.tracing import current_traceparent
-
-        traceparent = current_traceparent()
-        for workflow in workflows:
-            workflow.trigger.traceparent = workflow.trigger.traceparent or traceparent
 
     def _check_start(self, workflow: Workflow) -> None:
         """Refuse what cannot run.
@@ -471,8 +467,8 @@ class Stabilize(Control, Nesting, Maintenance):
         """Close connections and threads."""
         if "processor" in self.__dict__:
             self.processor.close()
-        if self._events is not None:
-            self._events.close()
+        for plugin in plugins():
+            plugin.close(self)
         if "store" in self.__dict__:
             self.store.close()
 

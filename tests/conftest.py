@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,18 @@ from tests.worker import WorkerProcess
 FAST = {"unit", "property", "simulation", "conformance", "fuzz", "testing_kit"}
 #: What a test that needs a server, a worker or a browser asks for.
 SERVICES = {"postgres_service", "rabbit_service", "redis_service", "start_worker", "browser"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to run with an installation that knows other entry points than the project: features would be missing."""
+    written = tomllib.loads((config.rootpath / "pyproject.toml").read_text())["project"]["entry-points"]
+    for group, offered in written.items():
+        installed = {entry.name: entry.value for entry in entry_points(group=group)}
+        if not offered.items() <= installed.items():
+            command = f"pip --python {sys.executable} install --no-deps --no-build-isolation --editable"
+            raise pytest.UsageError(
+                f"the installed metadata is older than pyproject.toml: {command} {config.rootpath}"
+            )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

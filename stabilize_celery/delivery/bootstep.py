@@ -14,7 +14,6 @@ from celery.worker.state import maybe_shutdown
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.delivery.stopping import BodyStop, pool_leases
 from stabilize_celery.errors import StabilizeError
-from stabilize_celery.observe.tracing import Tracer
 from stabilize_celery.persistence.database import is_unavailable
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.worker.pool_leases import PoolLeases
@@ -64,9 +63,8 @@ class RelayStep(bootsteps.StartStopStep):
         try:
             engine = engine_of(worker.app)
             _wait_for(engine.store)
-            if engine.settings.tracing:
-                # Told now, and not by the first task.
-                Tracer(engine.settings)
+            # What they cannot do is an error of the worker, and not of its first task.
+            engine.attempt_hooks()
         except StabilizeError as error:
             logger.critical("stabilize_celery cannot start: %s", error)
             raise SystemExit(1) from None

@@ -12,20 +12,25 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, current_task
 from celery.utils.nodenames import anon_nodename
 from kombu.connection import Connection
 
-from stabilize_celery.delivery.dispatch import Handled
+from stabilize_celery.delivery.dispatch import Dispatcher, Handled
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.messages import StageLevel, TaskLevel, WorkflowLevel
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.observe import Transition
+from stabilize_celery.plugins import Plugin
+
+if TYPE_CHECKING:
+    from stabilize_celery.engine import Stabilize
 
 logger = logging.getLogger(__name__)
 #: Events that may wait to be sent; more than that are thrown away.
@@ -33,6 +38,25 @@ _MOST = 10_000
 #: Seconds before the broker is tried again.
 _PAUSE = 5.0
 _WORDS = {WorkflowStatus.RUNNING: "started"}
+
+
+class CeleryEvents(Plugin):
+    """Sends them from each process that handles messages of an app, with ``stabilize_send_events``."""
+
+    def __init__(self) -> None:
+        self._senders: weakref.WeakKeyDictionary[Stabilize, EventSender] = weakref.WeakKeyDictionary()
+
+    def dispatching(self, engine: Stabilize, dispatcher: Dispatcher) -> None:
+        if engine.app is None or not engine.settings.send_events:
+            return
+        if engine not in self._senders:
+            self._senders[engine] = EventSender(engine.app)
+            engine.observe(self._senders[engine].tell_transitions)
+        dispatcher.on_handled = self._senders[engine].tell_handled
+
+    def close(self, engine: Stabilize) -> None:
+        if engine in self._senders:
+            self._senders[engine].close()
 
 
 class EventSender:

@@ -14,12 +14,12 @@ from kombu.entity import Exchange, Queue
 from stabilize_celery.delivery import celery_signals
 from stabilize_celery.delivery.bootstep import RelayStep
 from stabilize_celery.delivery.entrypoints import register_entrypoints
-from stabilize_celery.delivery.metrics_step import MetricsStep
 from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.delivery.stopping import enter_pool_process, pool_slot
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.observe.logs import add_filter
+from stabilize_celery.plugins import plugins
 from stabilize_celery.settings import PREFIX, Settings
 from stabilize_celery.tasks.celery_task import CeleryTask
 
@@ -44,7 +44,6 @@ def install(app: Celery, engine: Stabilize) -> None:
     _discover_stages(app)
     _report_control_messages_quietly()
     app.steps["worker"].add(RelayStep)
-    app.steps["worker"].add(MetricsStep)
     app.user_options["worker"].add(
         click.Option(
             ["--stabilize-relay/--no-stabilize-relay"],
@@ -52,6 +51,8 @@ def install(app: Celery, engine: Stabilize) -> None:
             help="Whether this worker sends overdue messages (default: yes).",
         )
     )
+    for plugin in plugins():
+        plugin.install(app, engine)
     if app.configured:
         _add_route(app, engine)
     else:

@@ -7,7 +7,8 @@ makes up for it.  What must not be missed is a stage of the workflow, or read fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,7 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.observe.logs import discreet_logger
+from stabilize_celery.plugins import AttemptHook
 
 logger = discreet_logger(__name__)
 
@@ -59,6 +61,8 @@ class Transition:
 
 #: Called with the transitions of one committed transaction; what it raises is logged, and changes nothing.
 Observer = Callable[[Sequence[Transition]], None]
+#: Called with the outcome of an attempt, or with ``None`` if its time limit has ended it.
+Ended = Callable[[Any], None]
 
 
 #: Told by every engine of this process, besides each engine's own.
@@ -115,3 +119,44 @@ def tell(observers: Sequence[Observer], transitions: Sequence[Transition]) -> No
             observer(transitions)
         except Exception:
             logger.exception("observer %r failed", observer)
+
+
+@contextmanager
+def watched(hooks: Sequence[AttemptHook], *attempt: Any) -> Iterator[Ended]:
+    """Enter the attempt hooks of plugins; one that fails keeps neither the others nor the attempt from going on.
+
+    Args:
+        hooks: of this process.
+        attempt: what each is called with.
+    """
+    entered: list[Ended] = []
+    with ExitStack() as stack:
+        for hook in hooks:
+            try:
+                manager = hook(*attempt)
+                entered.append(manager.__enter__())
+            except Exception:
+                logger.exception("attempt hook %r failed", hook)
+            else:
+                stack.push(_leaving(manager, hook))
+
+        def ended(outcome: Any) -> None:
+            for each in entered:
+                try:
+                    each(outcome)
+                except Exception:
+                    logger.exception("attempt hook %r failed", each)
+
+        yield ended
+
+
+def _leaving(manager: Any, hook: AttemptHook) -> Callable[..., bool]:
+    def leave(*error: Any) -> bool:
+        try:
+            manager.__exit__(*error)
+        except Exception as problem:
+            if problem is not error[1]:
+                logger.exception("attempt hook %r failed", hook)
+        return False
+
+    return leave

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stabilize_celery.plugins import plugins
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import register_builder
 from stabilize_celery.stages.celery import CeleryStageBuilder
@@ -29,7 +30,7 @@ def configure_builtin_tasks(registry: TaskRegistry, settings: Settings) -> None:
 
 
 def register_builtin_tasks(registry: TaskRegistry) -> None:
-    """Register ``python``, ``shell``, ``http`` and ``docker`` (whose SDK is imported only when it is used)."""
+    """Register the task types of this package, and those of plugins."""
     registry.register("python", PythonTask)
     registry.register("shell", ShellTask)
     registry.register("http", HTTPTask)
@@ -39,3 +40,6 @@ def register_builtin_tasks(registry: TaskRegistry) -> None:
     register_builder(CeleryStageBuilder())
     registry.register("wait", WaitTask)
     registry.register("approval", ApprovalTask)
+    for plugin in plugins():
+        for name, task in plugin.task_types().items():
+            registry.register(name, task)

@@ -76,7 +76,7 @@ class BegunTask(_Attempt):
         self._kept = ExitStack()
         self._kept.enter_context(self._worker.keeper.keep(self.lease))
         self._kept.enter_context(run.on_interrupt(lambda: self._stop(on_stop)))
-        self._span = self._kept.enter_context(self._inside(run, stage, self._task))
+        self._ended = self._kept.enter_context(self._inside(run, stage, self._task))
         return True
 
     def _stop(self, on_stop: Callable[[bool], None]) -> None:
@@ -96,8 +96,7 @@ class BegunTask(_Attempt):
     def finish(self, call: Callable[[], TaskResult]) -> None:
         """It ended; ``call`` gives its result or raises its error."""
         outcome = self._redacted(self._outcome(call))
-        self._span.ended(None if self.lease.expired else outcome)
-        self._kept.close()
+        self._close(None if self.lease.expired else outcome)
         if not self.lease.expired:
             self._finish(outcome)
 
@@ -111,15 +110,18 @@ class BegunTask(_Attempt):
         reason = named_text(error)
         details = {**details, "own_retries": repeated}
         outcome = self._redacted(handed_back(queue, delay, self._settings, described, reason, **details))
-        self._span.ended(outcome)
-        self._kept.close()
+        self._close(outcome)
         self._finish(outcome)
 
     def let_go(self) -> None:
         """The process is being ended, which is no attempt: it is begun again soon, by another."""
-        self._span.ended(Outcome(Verdict.HANDED_BACK))
-        self._kept.close()
+        self._close(Outcome(Verdict.HANDED_BACK))
         self._worker.hand_back(self._row["id"], self._row["claims"])
+
+    def _close(self, outcome: Outcome | None) -> None:
+        if self._ended is not None:
+            self._ended(outcome)
+        self._kept.close()
 
     def _end(self) -> None:
         self._finish(self._outcome(lambda: self._timed_out("exceeded its stage's stageTimeoutMs")))

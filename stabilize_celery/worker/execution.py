@@ -6,7 +6,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -30,14 +30,15 @@ from stabilize_celery.messages import RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.observe import Ended, watched
 from stabilize_celery.observe.logs import discreet_logger, hiding, seldom
 from stabilize_celery.observe.scope import SCOPE, Scope, scoped
-from stabilize_celery.observe.tracing import NO_SPAN, RunSpan, Tracer
 from stabilize_celery.persistence.database import is_unavailable, patiently
 from stabilize_celery.persistence.leases import Claimed
 from stabilize_celery.persistence.loading import lend, stage_of
 from stabilize_celery.persistence.rows import last_failure, message_of
 from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.plugins import AttemptHook
 from stabilize_celery.redaction import Redactor
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.interface import RetryableTask, Task
@@ -96,7 +97,8 @@ class TaskWorker:
         self.owner = owner
         #: Seconds that a task this worker does not know is put off; ``None`` where there are no other workers.
         self.unknown_grace: Callable[[], float | None] = lambda: None
-        self.tracer = Tracer(settings) if settings.tracing else None
+        #: Of plugins, entered around the code of each attempt.
+        self.attempt_hooks: Sequence[AttemptHook] = ()
 
     def run(self, message_id: str, on_failure: OnFailure | None = None) -> bool:
         """Run the task of a message; returns whether there was anything to do.
@@ -316,11 +318,12 @@ class _Attempt:
         lease = Lease(self._row["id"], run.fencing_token, run, math.inf, lambda: self._expire(lease))
         lease.limit_to(self._settings.task_time_limit)
         clock = self._worker.store.clock
-        with clock.keeping(), self._worker.keeper.keep(lease), self._inside(run, stage, task) as span:
+        with clock.keeping(), self._worker.keeper.keep(lease), self._inside(run, stage, task) as ended:
             outcome = self._redacted(self._outcome(lambda: self._execute(lease)))
             if lease.stopped:
                 outcome = Outcome(Verdict.HANDED_BACK)
-            span.ended(None if lease.expired else outcome)
+            if ended is not None:
+                ended(None if lease.expired else outcome)
         if lease.expired:
             # Then that is what is told of this attempt, also if the code came back by itself meanwhile.
             self._expired.wait(self._settings.lease)
@@ -411,13 +414,13 @@ class _Attempt:
         return outcome if outcome.error else replace(outcome, reason=f"on_timeout after {what}")
 
     @contextmanager
-    def _inside(self, run: TaskRun, stage: StageExecution, task: TaskExecution) -> Iterator[RunSpan]:
-        """What user code finds around itself: its run, what logs say of it, and its span."""
-        hook = self._message.hook if isinstance(self._message, RunHook) else ""
-        tracer = self._worker.tracer
-        traced = nullcontext(NO_SPAN) if tracer is None else tracer.run(run, stage, task, hook)
-        with running(run), scoped(self._scope()), traced as span:
-            yield span
+    def _inside(self, run: TaskRun, stage: StageExecution, task: TaskExecution) -> Iterator[Ended | None]:
+        """What user code finds around itself: its run, what logs say of it, and what plugins enter."""
+        hooks = self._worker.attempt_hooks
+        called = self._message.hook if isinstance(self._message, RunHook) else ""
+        entered = watched(hooks, run, stage, task, called) if hooks else nullcontext()
+        with running(run), scoped(self._scope()), entered as ended:
+            yield ended
 
     def _scope(self) -> Scope:
         message, stage = self._message, self._stage

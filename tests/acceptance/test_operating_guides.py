@@ -125,7 +125,7 @@ def test_the_metrics_are_told() -> None:
     from prometheus_client import CollectorRegistry
 
     from stabilize_celery import Stabilize
-    from stabilize_celery.observe.metrics import RelayCollector, register
+    from stabilize_celery.contrib.prometheus import RelayCollector, register
 
     with Stabilize.embedded() as stabilize:
         registry = CollectorRegistry()

@@ -28,14 +28,15 @@ def install() -> None:
             "Flower is not installed; run: pip install 'stabilize-celery[flower]'"
         ) from error
     from stabilize_celery.contrib.flower.access import define_options
-    from stabilize_celery.contrib.flower.metrics import serve_metrics
     from stabilize_celery.contrib.flower.routes import ROUTES
     from stabilize_celery.contrib.flower.templates import FlowerLoader
+    from stabilize_celery.plugins import plugins
 
     if any(route in urls.handlers for route in ROUTES):
         return
     define_options()
-    serve_metrics()
+    for plugin in plugins():
+        plugin.show()
     # The last route of Flower catches everything.
     urls.handlers[-1:-1] = ROUTES
     urls.settings["template_loader"] = FlowerLoader([HERE / "pages", Path(urls.settings["template_path"])])

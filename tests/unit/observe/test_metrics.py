@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stabilize_celery import FakeClock, Stabilize, StageExecution, TaskResult, TransientError, Workflow
-from stabilize_celery.observe import metrics
-from stabilize_celery.observe.metrics import register
+from stabilize_celery.contrib import prometheus
+from stabilize_celery.contrib.prometheus import register
 
 
 class Figures:
@@ -40,7 +40,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def stabilize(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stabilize]:
-    monkeypatch.setattr(metrics, "_FRESH", 0.0)
+    monkeypatch.setattr(prometheus, "_FRESH", 0.0)
     with Stabilize.embedded(concurrency=1, clock=clock) as engine:
         yield engine
 
@@ -139,7 +139,7 @@ def test_a_worker_that_is_gone(stabilize: Stabilize, registry: CollectorRegistry
 def test_the_number_of_series_is_bounded(
     stabilize: Stabilize, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "_MOST_NAMES", 2)
+    monkeypatch.setattr(prometheus, "_MOST_NAMES", 2)
     for name in "abcd":
         stabilize.run(Workflow.create("shop", name, [StageExecution.single("a", "noop")]), timeout=30)
     names = {key[1] for key in Figures(registry).all("stabilize_workflows_total")}
@@ -152,6 +152,6 @@ def test_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError
 
     registry = CollectorRegistry()
-    registry.register(metrics.WorkflowCollector(away))
+    registry.register(prometheus.WorkflowCollector(away))
     assert Figures(registry).all("stabilize_up") == {(): 0.0}
     assert len(Figures(registry).samples) == 1

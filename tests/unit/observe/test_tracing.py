@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from stabilize_celery import Stabilize, StageExecution, TransientError, Workflow
+from stabilize_celery.contrib.opentelemetry import trace_ids
 from stabilize_celery.errors import ConfigurationError
-from stabilize_celery.observe.tracing import trace_ids
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from stabilize_celery.observe import tell
 from stabilize_celery.observe.logs import discreet_logger, hiding
 from stabilize_celery.observe.scope import Scope, current_scope, scoped
 from stabilize_celery.persistence.database import COLLISIONS, is_canceled, is_retryable, is_unavailable
-from stabilize_celery.persistence.rows import Outgoing, new_row, outgoing
+from stabilize_celery.persistence.rows import Outgoing, message_of, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.redaction import redact
@@ -131,12 +131,19 @@ class Dispatcher:
 
     def run(self, message_id: str, on_failure: OnFailure | None = None) -> bool:
         """Run the user code of a message."""
+        claimed = self.worker.claim(message_id)
+        if claimed is None:
+            return False
+        token = claimed.row["claims"]
         try:
-            return self.worker.run(message_id, on_failure)
+            message = message_of(claimed.row)
         except UnknownMessageError as error:
-            self._put_back(message_id, error, claimed=True)
+            self._put_back(message_id, error, token)
         except InvalidMessageError as error:
-            self._failed(message_id, error)
+            self._failed(message_id, error, token)
+        else:
+            self.worker.run(message, claimed, on_failure)
+            return True
         return False
 
     def handle(self, message_id: str, *, was_sent: bool = True) -> bool:
@@ -208,7 +215,7 @@ class Dispatcher:
                 handled.clear()
                 unit = self._transact(message_id, token, attempt, inline, handled)
             except UnknownMessageError as error:
-                self._put_back(message_id, error)
+                self._put_back(message_id, error, token)
                 return None
             except Exception as error:
                 if is_retryable(error) and collision < COLLISIONS - 1:
@@ -226,7 +233,7 @@ class Dispatcher:
                     )
                     inline = False
                     continue
-                self._failed(message_id, error)
+                self._failed(message_id, error, token)
                 return None
             if unit is not None:
                 self.finish(unit)
@@ -285,16 +292,16 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ failing
 
-    def _put_back(self, message_id: str, error: UnknownMessageError, *, claimed: bool = False) -> None:
-        self.store.put_back(message_id, self.surroundings.settings.resend_delay, claimed=claimed)
+    def _put_back(self, message_id: str, error: UnknownMessageError, token: int | None) -> None:
+        self.store.put_back(message_id, self.surroundings.settings.resend_delay, token)
         logger.warning("message %s is put back: %s", message_id, error, extra=self._hiding)
 
-    def _failed(self, message_id: str, error: Exception) -> None:
+    def _failed(self, message_id: str, error: Exception, token: int | None) -> None:
         settings = self.surroundings.settings
         described = redact(describe_error(error), settings.redact_keys)
         failures = None
         if not isinstance(error, InvalidMessageError):
-            failures = self.store.record_failure(message_id, described, settings.control_retry_delay)
+            failures = self.store.record_failure(message_id, described, settings.control_retry_delay, token)
             if failures is None:
                 return
             if failures < settings.control_max_attempts:
@@ -308,11 +315,11 @@ class Dispatcher:
                 self.publisher.wake(self.store.now())
                 return
         logger.error("message %s is a dead letter", message_id, exc_info=error, extra=self._hiding)
-        self._bury(message_id, described)
+        self._bury(message_id, described, token)
 
-    def _bury(self, message_id: str, error: dict[str, Any]) -> None:
+    def _bury(self, message_id: str, error: dict[str, Any], token: int | None = None) -> None:
         """Move a message to the dead letters; its workflow fails with that reason, so that nothing hangs."""
-        with self.store.bury(message_id, error, self.surroundings) as unit:
+        with self.store.bury(message_id, error, self.surroundings, token) as unit:
             if unit is None:
                 return
             assert isinstance(unit.message, WorkflowLevel)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
 from stabilize_celery.crash_points import reach
 from stabilize_celery.jsonable import is_storable
@@ -117,11 +117,12 @@ class MessageStore(BaseStore):
 
     @contextmanager
     def bury(
-        self, message_id: str, error: dict[str, Any], surroundings: Surroundings
+        self, message_id: str, error: dict[str, Any], surroundings: Surroundings, token: int | None = None
     ) -> Iterator[UnitOfWork | None]:
         """Move a message to the dead letters; what is done within the block goes into the same transaction.
 
-        The transaction has the workflow for itself.  Yields ``None`` if there is no workflow to deal with.
+        The transaction has the workflow for itself.  Yields ``None`` if there is no workflow to deal with, or if another
+        claim has taken the message, see :meth:`_still_ours`.
         """
         found = self.message(message_id)
         if found is None:
@@ -131,7 +132,7 @@ class MessageStore(BaseStore):
             if found["workflow_id"] is not None and self.database.is_postgresql:
                 connection.execute(self.queries.gate_exclusive, {"workflow_id": found["workflow_id"]})
             taken = connection.execute(
-                delete(messages).where(messages.c.id == message_id).returning(*messages.c)
+                delete(messages).where(self._still_ours(message_id, token)).returning(*messages.c)
             ).one_or_none()
             if taken is None:
                 yield None
@@ -217,16 +218,23 @@ class MessageStore(BaseStore):
             row = connection.execute(select(messages).where(messages.c.id == message_id)).one_or_none()
             return None if row is None else dict(row._mapping)
 
-    def record_failure(self, message_id: str, error: dict[str, Any], delay: float) -> int | None:
+    def _still_ours(self, message_id: str, token: int | None) -> ColumnElement[bool]:
+        """A message that no other worker has: its last claim is that of ``token``; without one, no lease of it lasts."""
+        free = or_(messages.c.lease_owner.is_(None), messages.c.send_at <= self.now())
+        return and_(messages.c.id == message_id, free if token is None else messages.c.claims == token)
+
+    def record_failure(
+        self, message_id: str, error: dict[str, Any], delay: float, token: int | None = None
+    ) -> int | None:
         """Note that handling a message failed, and put it off.
 
         Returns:
-            How often it has failed; ``None`` if it is gone.
+            How often it has failed; ``None`` if it is gone, or another claim has taken it.
         """
         again = self.now() + timedelta(seconds=delay)
         statement = (
             update(messages)
-            .where(messages.c.id == message_id)
+            .where(self._still_ours(message_id, token))
             .values(
                 attempts=messages.c.attempts + 1,
                 last_error=error,
@@ -241,14 +249,21 @@ class MessageStore(BaseStore):
             result: int | None = connection.execute(statement).scalar_one_or_none()
             return result
 
-    def put_back(self, message_id: str, delay: float, *, claimed: bool = False) -> None:
-        """Leave a message that this release cannot read to a newer one; a claim of it does not count as an attempt."""
+    def put_back(self, message_id: str, delay: float, token: int | None = None) -> None:
+        """Leave a message that this release cannot read to a newer one; a claim of it does not count as an attempt.
+
+        Args:
+            message_id: the row; nothing is done if another claim has taken it.
+            delay: seconds until it is sent again.
+            token: the fencing token of the claim that is given back, if it was claimed.
+        """
         later = self.now() + timedelta(seconds=delay)
+        counted = 0 if token is None else 1
         with self.database.begin() as connection:
             connection.execute(
                 update(messages)
-                .where(messages.c.id == message_id)
-                .values(send_at=later, lease_owner=None, attempts=messages.c.attempts - int(claimed))
+                .where(self._still_ours(message_id, token))
+                .values(send_at=later, lease_owner=None, attempts=messages.c.attempts - counted)
             )
 
 

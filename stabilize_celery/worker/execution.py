@@ -26,7 +26,7 @@ from stabilize_celery.errors import (
     transient_marks,
 )
 from stabilize_celery.jsonable import dumps_json
-from stabilize_celery.messages import RunHook, RunTask
+from stabilize_celery.messages import Message, RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
@@ -36,7 +36,7 @@ from stabilize_celery.observe.scope import SCOPE, Scope, scoped
 from stabilize_celery.persistence.database import is_unavailable, patiently
 from stabilize_celery.persistence.leases import Claimed
 from stabilize_celery.persistence.loading import lend, stage_of
-from stabilize_celery.persistence.rows import last_failure, message_of
+from stabilize_celery.persistence.rows import last_failure
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.plugins import AttemptHook
 from stabilize_celery.redaction import Redactor
@@ -100,26 +100,26 @@ class TaskWorker:
         #: Of plugins, entered around the code of each attempt.
         self.attempt_hooks: Sequence[AttemptHook] = ()
 
-    def run(self, message_id: str, on_failure: OnFailure | None = None) -> bool:
-        """Run the task of a message; returns whether there was anything to do.
+    def claim(self, message_id: str) -> Claimed | None:
+        """Claim a task for this process; ``None`` if there is nothing to do."""
+        return self.store.claim(message_id, self.owner, self.settings.lease)
+
+    def run(self, message: Message, claimed: Claimed, on_failure: OnFailure | None = None) -> None:
+        """Run the task of a message.
 
         Args:
-            message_id: its row.
+            message: what the row says.
+            claimed: the row, and its stage.
             on_failure: told of a failure once it is recorded; without it, it is logged.
         """
-        claimed = self.store.claim(message_id, self.owner, self.settings.lease)
-        if claimed is None:
-            return False
-        message = message_of(claimed.row)
         assert isinstance(message, RunTask | RunHook)
         reach("task.claimed")
-        with scoped(Scope(message_id)) as scope:
+        with scoped(Scope(claimed.row["id"])) as scope:
             scope.turn_to(message)
             attempt = _Attempt(self, message, claimed)
             attempt.perform()
             if attempt.failed is not None:
                 (on_failure or self._log_failure)(attempt.failed)
-        return True
 
     def unknown(self, what: str, told: str, row: Mapping[str, Any]) -> Outcome:
         """The outcome for a task that no code in this worker is registered for."""

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from stabilize_celery import Stabilize, StageExecution, TaskResult, TransientError, Workflow, current_run
+from stabilize_celery.clock import FakeClock
+from stabilize_celery.persistence.tables import messages
 
 Tokens = dict[str, list[int]]
 
@@ -123,3 +129,97 @@ def test_it_grows_over_a_pass_that_was_given_up(tokens):
             timeout=30,
         )
     assert all_growing(tokens, [2])
+
+
+class Overtaken:
+    """An engine on which another worker claims a message just before this one says that it cannot handle it."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.engine = Stabilize.embedded("sqlite://", concurrency=1, clock=self.clock, lease=30.0)
+        self.engine.registry.register("note", lambda: None)
+        self.engine.start(Workflow.create("tests", "fencing", [StageExecution.single("a", "note")]))
+        for method in ("put_back", "record_failure", "bury"):
+            self._overtake(method)
+
+    def _overtake(self, method: str) -> None:
+        real = getattr(self.engine.store, method)
+
+        def late(message_id: str, *arguments: Any, **named: Any) -> Any:
+            self.clock.advance(31)
+            row = self.engine.store.message(message_id)
+            if row is not None and row["lease_owner"] != "another":
+                self.claim_as_another(message_id)
+            return real(message_id, *arguments, **named)
+
+        setattr(self.engine.store, method, late)
+
+    def claim_as_another(self, message_id: str) -> None:
+        values = {"lease_owner": "another", "send_at": self.clock.now() + timedelta(seconds=30)}
+        with self.engine.store.database.begin() as connection:
+            connection.execute(
+                update(messages)
+                .where(messages.c.id == message_id)
+                .values(**values, claims=messages.c.claims + 1, attempts=messages.c.attempts + 1)
+            )
+
+    def ready(self, type: str) -> dict[str, Any]:
+        """Handle messages until one of a type is next; its row."""
+        while self.engine.publisher.ready[0][1] != type:
+            self.engine.processor.step()
+        found = self.engine.store.message(self.engine.publisher.ready[0][0])
+        assert found is not None
+        return found
+
+    def change(self, row: dict[str, Any], **values: Any) -> None:
+        with self.engine.store.database.begin() as connection:
+            connection.execute(update(messages).where(messages.c.id == row["id"]).values(**values))
+
+    def assert_is_anothers(self, row: dict[str, Any], claims: int) -> None:
+        found = self.engine.store.message(row["id"])
+        assert found is not None, "it was taken from under the other worker"
+        assert (found["lease_owner"], found["claims"], found["attempts"]) == ("another", claims, claims)
+        assert found["send_at"] == self.clock.now() + timedelta(seconds=30)
+        assert not self.engine.dead_letters()
+
+
+@pytest.fixture
+def overtaken() -> Iterator[Overtaken]:
+    made = Overtaken()
+    yield made
+    made.engine.close()
+
+
+@pytest.mark.parametrize(
+    "values", [{"version": 99}, {"payload": {"unexpected": 1}}], ids=["unknown", "invalid"]
+)
+def test_a_claim_that_cannot_be_read_is_given_back_by_its_own_worker_alone(
+    overtaken: Overtaken, values: dict[str, Any]
+) -> None:
+    row = overtaken.ready("RunTask")
+    overtaken.change(row, **values)
+    overtaken.engine.processor.step()
+    overtaken.assert_is_anothers(row, claims=2)
+
+
+def test_a_type_of_a_newer_release_is_not_taken_from_its_worker(overtaken: Overtaken) -> None:
+    row = overtaken.ready("StartWorkflow")
+    overtaken.change(row, type="RunOrbit")
+    overtaken.engine.processor.step()
+    overtaken.assert_is_anothers(row, claims=1)
+
+
+@pytest.mark.parametrize("tries", [1, 10], ids=["tried again", "given up"])
+def test_a_result_that_cannot_be_recorded_is_not_held_against_another_worker(
+    overtaken: Overtaken, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    """A handler fails: the lease may be over by the time that is written down."""
+    row = overtaken.ready("RunTask")
+    overtaken.change(row, attempts=tries - 1, claims=tries - 1)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(overtaken.engine.dispatcher, "_handle_in", fails)
+    overtaken.engine.processor.step()
+    overtaken.assert_is_anothers(row, claims=tries + 1)

@@ -187,7 +187,8 @@ class _Group:
             for stream in self._open_outputs():
                 # What the pipe still holds.  Bounded: a daemon that left the group may go on writing for ever.
                 for _ in range(_PIPE_CHUNKS):
-                    self._read(stream)
+                    if not self._read(stream):
+                        break
         code = self._process.wait()
         out, err = self._outputs.values()
         return ProcessResult(
@@ -254,12 +255,16 @@ class _Group:
         self._stopping = True
         self._next_at = time.monotonic() + GRACE_SECONDS
 
-    def _read(self, stream: IO[bytes]) -> None:
-        with contextlib.suppress(BlockingIOError):
+    def _read(self, stream: IO[bytes]) -> bool:
+        """Read once; returns whether there was anything."""
+        try:
             chunk = os.read(stream.fileno(), _CHUNK)
-            self._outputs[stream].add(chunk)
-            if not chunk:
-                self._selector.unregister(stream)
+        except BlockingIOError:
+            return False
+        self._outputs[stream].add(chunk)
+        if not chunk:
+            self._selector.unregister(stream)
+        return bool(chunk)
 
 
 # A killed worker runs no code any more, and PR_SET_PDEATHSIG reaches only the direct child, and follows the thread that

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -126,6 +128,23 @@ def test_what_is_left_in_the_group_ends_with_the_command():
     result = shell("sleep 1000 & echo $!; sleep 1000 >/dev/null 2>&1 & echo $!")
     assert (result.ended, result.exit_code) == ("exit", 0)
     assert all(await_end(pid) for pid in pids(result.stdout))
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_what_is_left_may_be_dead_before_its_output_is_looked_at(monkeypatch: pytest.MonkeyPatch):
+    """It ends at once or a little later, as the machine has it: here its pipe is closed by then."""
+    send = processes._Group.signal
+
+    def and_wait(self: processes._Group, number: signal.Signals) -> None:
+        send(self, number)
+        if self._open_outputs():
+            closed = select.poll()
+            closed.register(self._process.stdout, 0)
+            assert closed.poll(PATIENCE * 1000)
+
+    monkeypatch.setattr(processes._Group, "signal", and_wait)
+    result = shell("sleep 1000 & echo done")
+    assert (result.stdout, result.ended, result.exit_code) == (b"done\n", "exit", 0)
 
 
 def test_output_of_helpers_that_finish_late_is_kept():

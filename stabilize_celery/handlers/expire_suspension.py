@@ -19,7 +19,7 @@ from stabilize_celery.handlers.lifecycle import (
 )
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteStage, CompleteTask, ExpireStage, ExpireSuspension
-from stabilize_celery.models.stage import Phase, StageExecution
+from stabilize_celery.models.stage import DEADLINE_KEY, Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 
 #: Seconds until a stage is looked at again whose task is at work beyond its time.
@@ -78,7 +78,8 @@ class ExpireStageHandler(Handler[ExpireStage]):
         log_failure(stage, str(error))
         self._cancel_work(unit, stage, str(error))
         described = describe_error(error, transient=False)
-        update_context(unit, stage, {TIMED_OUT: True, "error": str(error), "exception": described})
+        timed_out = {TIMED_OUT: True, "error": str(error), "exception": described}
+        update_context(unit, stage, timed_out, drop=(DEADLINE_KEY,))
         unit.send(CompleteStage(**stage_ids(stage)))
 
     def _cancel_work(self, unit: Unit, stage: StageExecution, reason: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, case, delete, func, null, or_, select, text
 
 from stabilize_celery.messages import CompleteWorkflow
-from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.stage import DEADLINE_KEY, StageExecution
 from stabilize_celery.models.status import COMPLETED_STATUSES, WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import rows
@@ -33,8 +33,12 @@ from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 LIVE = tuple(status for status in WorkflowStatus if not status.is_complete)
 _ENDED = tuple(COMPLETED_STATUSES)
 _ACTIVE = (WorkflowStatus.RUNNING, WorkflowStatus.SUSPENDED, WorkflowStatus.PAUSED)
-#: An audit looks at no data: contexts and outputs may be large.
-_STAGES = [c for c in stages.c if c.name not in ("context", "outputs", "sources", "output_reducers", "rank")]
+#: An audit looks at no data, which may be large: of the context it sees when the time of a stage is over.
+_DEADLINE: Any = stages.c.context[DEADLINE_KEY]
+_STAGES = [
+    *(c for c in stages.c if c.name not in ("context", "outputs", "sources", "output_reducers", "rank")),
+    _DEADLINE.label("context"),
+]
 _WORKFLOWS = [c for c in workflows.c if c.name not in ("context", "trigger")]
 #: Messages whose content an audit needs to see.
 _OPENED = ("StartStages", "CompleteWorkflow", "ResumeWorkflow", "StartWaitingWorkflows")
@@ -128,7 +132,8 @@ def _with_all(connection: Connection, now: datetime, chosen: Any) -> list[Standi
     by_id: dict[str, StageExecution] = {}
     statement = select(*_STAGES).where(stages.c.workflow_id.in_(ids)).order_by(stages.c.position, stages.c.id)
     for row in connection.execute(statement).mappings():
-        stage = by_id[row["id"]] = rows.stage_from_row(dict(row))
+        seen = {**row, "context": {DEADLINE_KEY: row["context"]}}
+        stage = by_id[row["id"]] = rows.stage_from_row(seen)
         workflow = standing[row["workflow_id"]].workflow
         stage.execution = workflow
         workflow.stages.append(stage)

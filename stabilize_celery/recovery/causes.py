@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from stabilize_celery.dag.branches import recount
 from stabilize_celery.messages import (
     CancelWorkflow,
+    ExpireStage,
     ExpireSuspension,
     Message,
     ResumeWorkflow,
@@ -20,7 +22,7 @@ from stabilize_celery.messages import (
     StartStage,
     StartWorkflow,
 )
-from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.persistence.audit import Standing
@@ -166,7 +168,9 @@ class _Examination:
     def _stage(self, stage: StageExecution) -> None:
         if stage.status is S.NOT_STARTED:
             self._not_started(stage)
-        elif stage.status is S.RUNNING:
+            return
+        self._check_timers(stage)
+        if stage.status is S.RUNNING:
             self._running(stage)
         elif stage.status is S.SUSPENDED:
             self._suspended(stage)
@@ -236,21 +240,27 @@ class _Examination:
             self._puzzle(stage, "it is SUSPENDED, and none of its tasks is")
         elif self._awaited(stage, task):
             self.causes["sub-workflow"] += 1
-        elif task.waits_until is None:
-            self.causes["waits for a signal"] += 1
-        elif "ExpireSuspension" in sent or self.workflow.status is S.PAUSED:
-            self.causes["waits for a signal, with a time limit"] += 1
         else:
-            left = (task.waits_until - self.standing.now).total_seconds()
-            expire = ExpireSuspension(**_ids(stage), task_id=task.id, suspension=task.suspensions)
-            self._problem(
-                "no message",
-                "it waits for a signal with a time limit, and no message stands for the limit",
-                Remedy.SEND,
-                stage,
-                expire,
-                max(0.0, left),
-            )
+            limited = "" if task.waits_until is None else ", with a time limit"
+            self.causes[f"waits for a signal{limited}"] += 1
+
+    def _check_timers(self, stage: StageExecution) -> None:
+        """The time limits of a stage and of its suspended tasks; a paused workflow has none, it sets them when it is resumed."""
+        if self.workflow.status is S.PAUSED:
+            return
+        sent = self._sent(stage)
+        timers: list[tuple[datetime | None, str, Message]] = []
+        if Phase.ON_FAILURE.value not in stage.planned:
+            timers.append((stage.deadline, "it has a time limit", ExpireStage(**_ids(stage))))
+        for task in stage.tasks:
+            if task.status is S.SUSPENDED:
+                expire = ExpireSuspension(**_ids(stage), task_id=task.id, suspension=task.suspensions)
+                timers.append((task.waits_until, "it waits for a signal with a time limit", expire))
+        for end, what, message in timers:
+            if end is not None and message.type not in sent:
+                left = max(0.0, (end - self.standing.now).total_seconds())
+                told = f"{what}, and no message stands for the limit"
+                self._problem("no message", told, Remedy.SEND, stage, message, left)
 
     def _awaited(self, stage: StageExecution, task: TaskExecution) -> bool:
         """Whether a task waits for a sub-workflow; one that has ended without anybody hearing of it is a problem."""

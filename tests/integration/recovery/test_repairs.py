@@ -46,6 +46,25 @@ def expiring() -> Workflow:
     return flow(stage("a", "script", do=[{"return": "suspend", "timeout": 600}]))
 
 
+def limited(type: str = "script", **context: Any) -> Workflow:
+    own = {"do": [{"return": "suspend"}], **context}
+    return flow(stage("a", type, stageTimeoutMs=600_000, **own), stage("b", after=["a"]))
+
+
+def limited_while_it_waits() -> Workflow:
+    return limited(do=[{"return": "running", "after": 700.0}])
+
+
+def limited_with_children() -> Workflow:
+    waits = {"name": "first", "task": "script", "do": [{"return": "suspend"}]}
+    return limited(plan={"before": [waits]})
+
+
+def limited_within() -> Workflow:
+    inner = {"application": "conformance", "name": "inner", "stages": [{"ref": "x", "type": "approval"}]}
+    return limited("sub_workflow", workflow=inner)
+
+
 def nesting() -> Workflow:
     inner = {"application": "conformance", "name": "inner", "stages": [{"ref": "x", "type": "noop"}]}
     return flow(stage("a", "sub_workflow", workflow=inner), stage("b", after=["a"]))
@@ -66,6 +85,10 @@ LOST: list[tuple[str, Callable[[], Workflow], S]] = [
     ("CompleteWorkflow", failing, S.TERMINAL),
     ("JumpToStage", jumping, S.SUCCEEDED),
     ("ExpireSuspension", expiring, S.TERMINAL),
+    ("ExpireStage", limited, S.TERMINAL),
+    ("ExpireStage", limited_while_it_waits, S.TERMINAL),
+    ("ExpireStage", limited_with_children, S.TERMINAL),
+    ("ExpireStage", limited_within, S.TERMINAL),
     ("SignalStage", nesting, S.SUCCEEDED),
 ]
 
@@ -76,11 +99,14 @@ def test_a_message_that_is_lost_is_made_anew(
 ) -> None:
     run = bench.stabilize.start(make())
     bench.until_sent(type)
+    if type.startswith("Expire"):
+        # The time limit of a wait: until then nothing happens.
+        bench.until(lambda: all(row["due_at"] > bench.clock.now() for row in bench.rows()))
     assert not bench.kinds(), "reported without a damage"
 
     bench.lose(type)
     # Let all go on that still can: what is stuck is stuck.
-    if type != "ExpireSuspension":
+    if not type.startswith("Expire"):
         bench.drain()
         assert not run.ready()
     assert bench.kinds() & {"no message", "wrong count"}

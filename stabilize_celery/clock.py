@@ -153,7 +153,12 @@ class FakeClock(Clock):
         """A fake clock follows nobody."""
 
     def advance(self, seconds: float) -> None:
-        """Move forward by ``seconds``."""
+        """Move forward by ``seconds``.
+
+        Raises:
+            TypeError, ValueError: it is no number of seconds from 0.
+        """
+        check_seconds(seconds, "the time to advance by")
         self._now += timedelta(seconds=seconds)
 
     def advance_to(self, moment: datetime) -> None:

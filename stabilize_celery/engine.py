@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stabilize_celery.clock import Clock
+from stabilize_celery.clock import Clock, check_seconds
 from stabilize_celery.control import Control
 from stabilize_celery.crash_points import reach
 from stabilize_celery.dag.validation import validate_workflow
@@ -408,8 +408,10 @@ class Stabilize(Control, Nesting, Maintenance):
         Returns as well when nothing more can happen by itself: the workflow waits for a signal or is paused.
 
         Raises:
+            TypeError, ValueError: ``timeout`` is no number of seconds from 0; nothing is started.
             WorkflowTimeoutError: it has not ended after ``timeout`` seconds; it can be continued.
         """
+        check_seconds(timeout, "timeout")
         run = self.start(workflow, dedup_key=dedup_key)
 
         def finished() -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from stabilize_celery.clock import check_seconds
 from stabilize_celery.delivery.refill import Refilled, refill, refill_here
 from stabilize_celery.errors import RecoveryError
 from stabilize_celery.models.status import WorkflowStatus
@@ -65,8 +66,10 @@ class Maintenance:
             on_progress: called after each batch with what was found so far.
 
         Raises:
+            TypeError, ValueError: ``overdue`` is no number of seconds from 0.
             WorkflowNotFoundError: there is no such workflow.
         """
+        check_seconds(overdue, "overdue")
         if workflow_id is not None:
             self.store.head(workflow_id)
         auditor = Auditor(self.dispatcher, has_broker=self.app is not None, overdue=overdue)
@@ -111,7 +114,7 @@ class Maintenance:
             on_progress: called after each batch.
 
         Raises:
-            RecoveryError: an age or a status that makes no sense, or no age at all.
+            RecoveryError: an age, a status or a batch that makes no sense, or no age at all.
         """
         if older_than is None:
             if self.settings.retention is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import importlib
 import json
+import math
 import sys
 import traceback as tracebacks
 from difflib import get_close_matches
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stabilize_celery.cli.output import escape_unencodable, hide, printable
+from stabilize_celery.clock import MAX_SECONDS
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import (
     ConfigurationError,
@@ -34,6 +36,19 @@ _AT_ONCE = 0.001
 _ID_LENGTH = 26
 #: Shorter than that, the end of an id means too many workflows.
 _SHORTEST_PART = 6
+
+
+class Seconds(click.FloatRange):
+    """A finite number of seconds, 0 or more; ``above_0`` leaves 0 out."""
+
+    def __init__(self, *, above_0: bool = False) -> None:
+        super().__init__(0, MAX_SECONDS, min_open=above_0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 class EngineCommand(click.Command):

@@ -114,7 +114,7 @@ def _show(ctx: click.Context, id: str, history: bool, outputs: bool, everything:
 
 @commands.command("watch")
 @click.argument("id")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop watching after that time.")
+@click.option("--timeout", type=base.Seconds(), metavar="SECONDS", help="Stop watching after that time.")
 @click.pass_context
 def _watch(ctx: click.Context, id: str, timeout: float | None, as_json: bool) -> None:
     """Watch a workflow until it ends.

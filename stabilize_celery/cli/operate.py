@@ -101,7 +101,7 @@ def _print_migration(name: str, done: Migration, check: bool) -> None:
 @click.option("--repair", is_flag=True, help="Mend what can be mended.")
 @click.option(
     "--overdue",
-    type=click.FloatRange(0),
+    type=base.Seconds(),
     default=OVERDUE,
     show_default=True,
     metavar="SECONDS",
@@ -370,7 +370,7 @@ def _prune(
 @commands.command("doctor")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=base.Seconds(above_0=True),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Connection, Index, MetaData, delete, func, insert, inspect, select
 from sqlalchemy.exc import DBAPIError
 
-from stabilize_celery.clock import Clock
+from stabilize_celery.clock import Clock, check_seconds
 from stabilize_celery.delivery.dispatch import Dispatcher
 from stabilize_celery.delivery.inline import EmbeddedProcessor, LocalPublisher
 from stabilize_celery.errors import ConfigurationError, QueueError
@@ -322,7 +322,11 @@ class QueueProcessor:
 
         Returns:
             Whether it still runs: ``wait`` was false, or it did not end within ``timeout`` seconds.
+
+        Raises:
+            TypeError, ValueError: ``timeout`` is no number of seconds from 0.
         """
+        check_seconds(timeout, "timeout")
         self.request_stop()
         if self._thread is not None and wait:
             self._thread.join(timeout)

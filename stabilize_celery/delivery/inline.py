@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
-from stabilize_celery.clock import FakeClock
+from stabilize_celery.clock import FakeClock, check_seconds
 from stabilize_celery.delivery.dispatch import Dispatcher
 from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.rows import Outgoing
@@ -131,7 +131,11 @@ class EmbeddedProcessor:
 
         Returns:
             How many were handled.
+
+        Raises:
+            TypeError, ValueError: ``timeout`` is no number of seconds from 0.
         """
+        check_seconds(timeout, "timeout")
         handled = 0
         end = None if timeout is None else time.monotonic() + timeout
         while not self._stopping.is_set() and (end is None or time.monotonic() < end):

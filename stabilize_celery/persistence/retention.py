@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
 
+from stabilize_celery.clock import MAX_SECONDS
 from stabilize_celery.errors import RecoveryError
 from stabilize_celery.models.status import COMPLETED_STATUSES, WorkflowStatus
 from stabilize_celery.persistence.audit import LIVE
@@ -18,6 +19,7 @@ from stabilize_celery.persistence.database import repeated
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import dead_letters, messages, workflows
 
+_OLDEST = timedelta(seconds=MAX_SECONDS)
 _parents = workflows.alias("parents")
 _children = workflows.alias("children")
 
@@ -173,11 +175,15 @@ def prune(
     return pruned
 
 
-def _refuse(older_than: timedelta, statuses: Collection[WorkflowStatus], batch: int) -> None:
-    if older_than < timedelta():
-        raise RecoveryError(f"older_than cannot be negative, as {older_than} is")
-    if batch < 1:
-        raise RecoveryError(f"a batch has at least one workflow, not {batch}")
+def _refuse(older_than: Any, statuses: Collection[WorkflowStatus], batch: Any) -> None:
+    if not isinstance(older_than, timedelta):
+        raise RecoveryError(f"older_than is a timedelta, such as timedelta(days=30), not {older_than!r:.80}")
+    if not timedelta() <= older_than <= _OLDEST:
+        raise RecoveryError(
+            f"older_than cannot be negative, or longer than {_OLDEST.days} days, as {older_than} is"
+        )
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise RecoveryError(f"a batch has at least one workflow, a whole number, not {batch!r:.80}")
     live = [str(status) for status in statuses if status not in COMPLETED_STATUSES]
     if live:
         raise RecoveryError(

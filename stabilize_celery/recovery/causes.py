@@ -245,7 +245,7 @@ class _Examination:
             self.causes[f"waits for a signal{limited}"] += 1
 
     def _check_timers(self, stage: StageExecution) -> None:
-        """The time limits of a stage and of its suspended tasks; a paused workflow has none, it sets them when it is resumed."""
+        """The time limits of a stage and of its suspended tasks; a paused workflow sets them when it is resumed."""
         if self.workflow.status is S.PAUSED:
             return
         sent = self._sent(stage)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
-from stabilize_celery.clock import FakeClock
+from stabilize_celery.clock import MAX_SECONDS, FakeClock, check_seconds
 from stabilize_celery.delivery.inline import LocalPublisher
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import TaskNotFoundError
@@ -112,11 +112,13 @@ class StabilizeForTests(Stabilize):
 
         Raises:
             AssertionError: there is no end to it.
+            TypeError, ValueError: it is no timedelta and no number of seconds, or negative: time goes forward only.
         """
-        span = seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
-        if span < timedelta():
-            raise ValueError(f"time goes forward only, not by {span.total_seconds():g} s")
-        end = self.clock.now() + span
+        span = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+        check_seconds(span, "the time to advance by", shortest=-MAX_SECONDS)
+        if span < 0:
+            raise ValueError(f"time goes forward only, not by {span:g} s")
+        end = self.clock.now() + timedelta(seconds=span)
         handled = 0
         self.processor.begin()
         while True:

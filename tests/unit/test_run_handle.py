@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from stabilize_celery import (
     FakeClock,
+    QueueProcessor,
+    SqliteQueue,
     Stabilize,
     StageDefinitionBuilder,
     StageExecution,
@@ -24,6 +27,7 @@ from stabilize_celery import (
 )
 from stabilize_celery.control import Control
 from stabilize_celery.dag.graph import StageGraphBuilder
+from stabilize_celery.errors import RecoveryError
 
 single = StageExecution.single
 #: What a verb acts on, which may be given by position.
@@ -111,6 +115,41 @@ def test_a_timeout_that_is_none(engine: Stabilize, timeout: Any) -> None:
         run.get(timeout=timeout)
     with pytest.raises(WorkflowTimeoutError):
         run.get(timeout=-1)
+
+
+ODD = pytest.mark.parametrize(
+    "odd", [float("nan"), float("inf"), -1, -0.5, "3", True, timedelta(seconds=3)], ids=repr
+)
+
+
+@ODD
+@pytest.mark.parametrize("method", ["drain", "run", "audit", "step on", "stop"])
+def test_a_time_that_is_none_is_refused_where_it_is_given(engine: Stabilize, method: str, odd: Any) -> None:
+    given: dict[str, Callable[[], Any]] = {
+        "drain": lambda: engine.processor.drain(odd),
+        "run": lambda: engine.run(flow(single("a", "noop")), odd),
+        "audit": lambda: engine.audit(overdue=odd),
+        "step on": lambda: FakeClock().advance(odd),
+        "stop": lambda: QueueProcessor(SqliteQueue("sqlite://")).stop(timeout=odd),
+    }
+    names = {"audit": "overdue", "step on": "the time to advance by"}
+    with pytest.raises(
+        (TypeError, ValueError), match=f"{names.get(method, 'timeout')} is a number of seconds"
+    ):
+        given[method]()
+    assert not engine.find(), "it was started"
+
+
+@pytest.mark.parametrize("odd", [5, 0.5, "30d", None, timedelta.max, timedelta(days=-1)], ids=repr)
+def test_an_age_that_is_none_is_refused(engine: Stabilize, odd: Any) -> None:
+    with pytest.raises(RecoveryError, match=r"older_than|say how old"):
+        engine.prune(odd)
+
+
+@pytest.mark.parametrize("odd", [0, -1, 1.5, float("nan"), "many", True], ids=repr)
+def test_a_batch_that_is_none_is_refused(engine: Stabilize, odd: Any) -> None:
+    with pytest.raises(RecoveryError, match="batch has at least one workflow, a whole number"):
+        engine.prune(timedelta(days=1), batch=odd)
 
 
 class Before(StageDefinitionBuilder):

@@ -121,6 +121,14 @@ def test_a_run_that_takes_too_long_is_canceled_when_it_is_kept_in_memory(cli, fl
     assert (tmp_path / "told").exists(), "on_cancel was not called"
 
 
+@pytest.mark.parametrize("odd", ["nan", "inf", "-1", "soon"])
+def test_a_timeout_that_is_none_is_refused(cli, flow, engine: Stabilize, odd: str) -> None:
+    path = flow('StageExecution.single("a", "noop")')
+    assert "--timeout" in refusal(cli("run", path, "--timeout", odd), code=2)
+    assert "--timeout" in refusal(cli("watch", "0" * 26, "--timeout", odd), code=2)
+    assert "--timeout" in refusal(cli("doctor", "--timeout", odd), code=2)
+
+
 def test_the_messages_of_others_are_not_handled(cli, flow, engine: Stabilize) -> None:
     engine.start(Workflow.create("shop", "theirs", [StageExecution.single("a", "make")]))
     said = refusal(cli("run", flow(MAKE)))

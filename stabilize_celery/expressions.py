@@ -8,10 +8,10 @@ reached, and the size is limited, so that a condition from a file is data and no
 from __future__ import annotations
 
 import ast
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 from stabilize_celery.errors import ExpressionError
@@ -23,30 +23,14 @@ ALLOWED = (
     "allowed are literals, names, a.b, a[k], comparisons, in, not in, and, or, not, -x, x if c else y,"
     " lists and tuples; true, false and null may be written as in JSON"
 )
-
 #: Words that stand for values, whatever names the workflow gives.
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
-
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda item, container: item in container,
-    ast.NotIn: lambda item, container: item not in container,
-}
-_REFUSED: dict[type[ast.AST], str] = {
-    ast.Call: "nothing can be called",
-    ast.BinOp: "there is no arithmetic",
-    ast.Slice: "there are no slices",
-    ast.JoinedStr: "there are no f-strings",
-    ast.Lambda: "there are no functions",
-    ast.Dict: "there are no mappings, compare single keys",
-    ast.Set: "there are no sets, write a list",
-    ast.NamedExpr: "nothing can be assigned, compare with ==",
-}
+#: What a condition may be made of.
+_NODES: tuple[type[ast.AST], ...] = (
+    ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.BoolOp, ast.And, ast.Or,
+    ast.UnaryOp, ast.Not, ast.USub, ast.IfExp, ast.Constant, ast.Name, ast.Attribute, ast.Subscript, ast.List, ast.Tuple,
+    ast.Load,
+)  # fmt: skip
 
 
 class ExpressionEvaluationError(ExpressionError):
@@ -58,7 +42,6 @@ class Expression:
     """A condition that was checked; made by :func:`parse`."""
 
     text: str
-    _tree: ast.expr = field(repr=False, compare=False)
 
     def evaluate(self, names: Mapping[str, Any]) -> Any:
         """Its value.
@@ -73,10 +56,13 @@ class Expression:
             ExpressionEvaluationError: an operation that the values do not allow.
         """
         try:
-            return _evaluate(self._tree, names)
+            # What the code can name are these two alone: the names of the condition are keys by now.
+            scope = {"__builtins__": {}, "name": names.get, "item": _item}
+            return eval(_compiled(self.text), scope)
         except (TypeError, ValueError, OverflowError, RecursionError, MemoryError) as failure:
+            shown = repr(self.text if len(self.text) <= 80 else self.text[:77] + "...")
             problem = str(failure) or type(failure).__name__
-            raise ExpressionEvaluationError(f"condition {_shown(self.text)}: {problem}") from failure
+            raise ExpressionEvaluationError(f"condition {shown}: {problem}") from failure
 
 
 def parse(text: str) -> Expression:
@@ -86,16 +72,17 @@ def parse(text: str) -> Expression:
         text: at most 4,096 characters; several lines only inside brackets.
 
     Raises:
-        ExpressionError: it is none; the message shows the column and says what is allowed.
+        ExpressionError: it is none; the message shows the place and says what is allowed.
     """
     if not isinstance(text, str):
         raise ExpressionError(f"a condition is text, not of type {type(text).__name__}")
-    return _parse(text)
+    _compiled(text)
+    return Expression(text)
 
 
 @lru_cache(maxsize=1024)
-def _parse(text: str) -> Expression:
-    source = text.strip().replace("\r\n", "\n").replace("\r", "\n")
+def _compiled(text: str) -> CodeType:
+    source = text.strip()
     if not source:
         raise ExpressionError(f"the condition is empty; {ALLOWED}")
     if len(source) > MAX_LENGTH:
@@ -103,139 +90,73 @@ def _parse(text: str) -> Expression:
     try:
         tree = ast.parse(source, mode="eval").body
     except SyntaxError as failure:
-        line, column, problem = failure.lineno or 1, (failure.offset or 1) - 1, failure.msg
-        if failure.offset == 0 or column >= len(source):
-            line, column, problem = source.count("\n") + 1, len(source), "something is missing at the end"
-        raise _error(source, (line, column), problem) from None
+        # Python gives 0, or a place behind it, for what is missing at the end.
+        where = f"line {failure.lineno}, column {failure.offset}" if failure.offset else "at its end"
+        raise ExpressionError(f"not a condition, {where}: {failure.msg}; {ALLOWED}") from None
     except (ValueError, RecursionError, MemoryError, OverflowError) as failure:
-        too_deep = isinstance(failure, (RecursionError, MemoryError))
-        raise _error(source, (1, 0), "it is nested too deeply" if too_deep else str(failure)) from None
+        deep = isinstance(failure, RecursionError | MemoryError)
+        raise ExpressionError(f"not a condition: {'it is nested too deeply' if deep else failure}") from None
     _check(tree, source)
-    return Expression(text, tree)
+    reading = ast.Expression(_Reading().visit(tree))
+    return compile(ast.fix_missing_locations(reading), "<condition>", "eval")
 
 
 def _check(tree: ast.expr, source: str) -> None:
-    """Refuse what is not on the list, whatever the depth: without recursion."""
-    waiting: list[tuple[ast.expr, int]] = [(tree, 1)]
+    # Without recursion, so that no depth is too much.
+    waiting: list[tuple[ast.AST, ast.expr, int]] = [(tree, tree, 1)]
     while waiting:
-        node, depth = waiting.pop()
-        problem = _problem(node)
-        if depth > MAX_DEPTH:
+        node, at, depth = waiting.pop()
+        problem = _problem(node, source)
+        if depth > MAX_DEPTH and isinstance(node, ast.expr):
             problem = f"it is nested deeper than {MAX_DEPTH} levels"
-        if problem is not None:
-            line = source.split("\n")[node.lineno - 1]
-            column = len(line.encode()[: node.col_offset].decode(errors="ignore"))
-            raise _error(source, (node.lineno, column), problem)
-        children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
-        waiting.extend((child, depth + 1) for child in reversed(children))
+        at = node if isinstance(node, ast.expr) else at
+        if problem:
+            where = f"line {at.lineno}, column {at.col_offset + 1}"
+            raise ExpressionError(f"not a condition, {where}: {problem}; {ALLOWED}")
+        waiting += [(child, at, depth + 1) for child in reversed([*ast.iter_child_nodes(node)])]
 
 
-def _problem(node: ast.expr) -> str | None:
-    if type(node) not in _EVALUATORS:
-        return _REFUSED.get(type(node), f"{type(node).__name__} is not allowed")
-    if isinstance(node, ast.Constant) and not isinstance(node.value, (str, int, float, type(None))):
-        return f"a literal of type {type(node.value).__name__} is not allowed"
-    if isinstance(node, ast.Compare) and not all(type(op) in _COMPARISONS for op in node.ops):
-        return "there is no 'is', write == or !="
-    if isinstance(node, ast.UnaryOp) and not isinstance(node.op, (ast.Not, ast.USub)):
-        return "of the operators with one operand there are 'not' and '-' only"
+def _problem(node: ast.AST, source: str) -> str:
     name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
     if name.startswith("__"):
         return f"the name {name} starts with two underscores"
-    return None
+    if isinstance(node, ast.Constant) and not isinstance(node.value, str | int | float | None):
+        return f"a literal of type {type(node.value).__name__} is not allowed"
+    if isinstance(node, _NODES):
+        return ""
+    return f"{type(node).__name__} {(ast.get_source_segment(source, node) or '')[:60]!r} is not allowed"
 
 
-def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    return _EVALUATORS[type(node)](node, names)
+class _Reading(ast.NodeTransformer):
+    """Makes every access a call of ``name`` or ``item``; the rest means what it means in Python."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in _WORDS:
+            return ast.Constant(_WORDS[node.id])
+        return _call("name", ast.Constant(node.id))
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        return self._item(node.value, ast.Constant(node.attr), "keys")
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        return self._item(node.value, self.visit(node.slice), "items")
+
+    def _item(self, owner: ast.expr, key: ast.expr, what: str) -> ast.expr:
+        owner_text = ast.unparse(owner)
+        return _call("item", self.visit(owner), key, ast.Constant(what), ast.Constant(owner_text))
 
 
-def _name(node: ast.Name, names: Mapping[str, Any]) -> Any:
-    return _WORDS[node.id] if node.id in _WORDS else names.get(node.id)
+def _call(function: str, *arguments: ast.expr) -> ast.expr:
+    return ast.Call(ast.Name(function, ast.Load()), [*arguments], [])
 
 
-def _attribute(node: ast.Attribute, names: Mapping[str, Any]) -> Any:
-    owner = _evaluate(node.value, names)
+def _item(owner: Any, key: Any, what: str, owner_text: str) -> Any:
+    """``owner[key]``, or ``None`` if it is missing; keys are those of mappings, items those of lists and texts too."""
     if owner is None:
         return None
-    if not isinstance(owner, Mapping):
-        raise TypeError(
-            f"{ast.unparse(node.value)} has the type {type(owner).__name__}, not keys like {node.attr}"
-        )
-    return owner.get(node.attr)
-
-
-def _item(node: ast.Subscript, names: Mapping[str, Any]) -> Any:
-    owner, key = _evaluate(node.value, names), _evaluate(node.slice, names)
-    if owner is None:
-        return None
-    if not isinstance(owner, (Mapping, list, tuple, str)):
-        raise TypeError(
-            f"{ast.unparse(node.value)} has the type {type(owner).__name__}, not items like {key!r}"
-        )
+    if not isinstance(owner, Mapping if what == "keys" else (Mapping, list, tuple, str)):
+        raise TypeError(f"{owner_text} has the type {type(owner).__name__}, not {what} like {key}")
     try:
         return owner[key]
     except LookupError:
         return None
-
-
-def _compare(node: ast.Compare, names: Mapping[str, Any]) -> Any:
-    left, result = _evaluate(node.left, names), None
-    for op, operand in zip(node.ops, node.comparators, strict=True):
-        right = _evaluate(operand, names)
-        result = _COMPARISONS[type(op)](left, right)
-        if not result:
-            return result
-        left = right
-    return result
-
-
-def _logic(node: ast.BoolOp, names: Mapping[str, Any]) -> Any:
-    stops_at = isinstance(node.op, ast.Or)
-    value: Any = None
-    for operand in node.values:
-        value = _evaluate(operand, names)
-        if bool(value) is stops_at:
-            return value
-    return value
-
-
-def _unary(node: ast.UnaryOp, names: Mapping[str, Any]) -> Any:
-    value = _evaluate(node.operand, names)
-    return not value if isinstance(node.op, ast.Not) else -value
-
-
-def _choice(node: ast.IfExp, names: Mapping[str, Any]) -> Any:
-    return _evaluate(node.body if _evaluate(node.test, names) else node.orelse, names)
-
-
-#: The nodes that are allowed, and how each gets its value.
-_EVALUATORS: dict[type[ast.AST], Callable[[Any, Mapping[str, Any]], Any]] = {
-    ast.Constant: lambda node, names: node.value,
-    ast.Name: _name,
-    ast.Attribute: _attribute,
-    ast.Subscript: _item,
-    ast.Compare: _compare,
-    ast.BoolOp: _logic,
-    ast.UnaryOp: _unary,
-    ast.IfExp: _choice,
-    ast.List: lambda node, names: [_evaluate(item, names) for item in node.elts],
-    ast.Tuple: lambda node, names: tuple(_evaluate(item, names) for item in node.elts),
-}
-
-
-def _error(source: str, place: tuple[int, int], problem: str) -> ExpressionError:
-    """``place`` is a line from 1 and a column from 0, in characters."""
-    number, column = place
-    lines = source.split("\n")
-    line = lines[min(number, len(lines)) - 1]
-    column = min(column, len(line))
-    start = max(0, column - 50)
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line[start : start + 80])
-    where = f"column {column + 1}" if len(lines) == 1 else f"line {number}, column {column + 1}"
-    return ExpressionError(
-        f"not a condition, {where}: {problem}\n    {shown}\n    {' ' * (column - start)}^\n{ALLOWED}"
-    )
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -96,7 +96,7 @@ def test_what_the_workflow_is_refused_for_is_shown_at_its_place(refusal) -> None
     )
     condition = "context: {stageEnabled: {type: expression, expression: f()}}"
     assert refusal(stages % condition).startswith(
-        "flow.yaml:3:5: stage ab: stageEnabled: not a condition, column 1"
+        "flow.yaml:3:5: stage ab: stageEnabled: not a condition, line 1, column 1"
     )
     circle = (
         "stages:\n - {ref: a, type: x}\n - {ref: b, type: x, requires: c}\n - {ref: c, type: x, requires: b}"

@@ -16,7 +16,7 @@ from stabilize_celery.errors import (
     StageNotFoundError,
     WorkflowStateError,
 )
-from stabilize_celery.jsonable import ensure_json
+from stabilize_celery.json_values import ensure_json
 from stabilize_celery.messages import (
     CancelStage,
     CancelWorkflow,

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from stabilize_celery.errors import InvalidWorkflowError
-from stabilize_celery.jsonable import dumps_json
+from stabilize_celery.json_values import dumps_json
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.trigger import Trigger

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.errors import ExpressionError, InvalidWorkflowError, PermanentError
 from stabilize_celery.expressions import parse
-from stabilize_celery.jsonable import celery_form
+from stabilize_celery.json_values import celery_form
 from stabilize_celery.suggestions import did_you_mean
 
 if TYPE_CHECKING:

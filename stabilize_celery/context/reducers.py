@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stabilize_celery.errors import StageError, UnknownReducerError
-from stabilize_celery.jsonable import ensure_json
+from stabilize_celery.json_values import ensure_json
 from stabilize_celery.suggestions import did_you_mean
 
 #: Gets the values in topological order of their stages, at least one, and gives the combined value.

@@ -17,7 +17,7 @@ from stabilize_celery.errors import (
     InvalidWorkflowError,
     UnknownReducerError,
 )
-from stabilize_celery.jsonable import ensure_json, is_storable
+from stabilize_celery.json_values import ensure_json, is_storable
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow

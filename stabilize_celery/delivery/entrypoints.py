@@ -14,7 +14,7 @@ from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.publisher import DATABASE_HEADER, TASK_PREFIX
 from stabilize_celery.delivery.schedules import register_start
 from stabilize_celery.errors import error_text
-from stabilize_celery.jsonable import is_storable
+from stabilize_celery.json_values import is_storable
 from stabilize_celery.messages import MESSAGE_TYPES, Message
 from stabilize_celery.observe.logs import seldom
 from stabilize_celery.observe.scope import SCOPE

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
 from stabilize_celery.crash_points import reach
-from stabilize_celery.jsonable import is_storable
+from stabilize_celery.json_values import is_storable
 from stabilize_celery.messages import CompleteWorkflow
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence import message_queries, queries

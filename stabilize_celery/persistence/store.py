@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
 from stabilize_celery.errors import WorkflowNotFoundError, WorkflowStateError
-from stabilize_celery.jsonable import is_storable
+from stabilize_celery.json_values import is_storable
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import ParentTask, Workflow

@@ -15,7 +15,7 @@ from stabilize_celery.errors import DeadLetterError, StabilizeError
 from stabilize_celery.handlers.branches import accept_failures, resume_progress
 from stabilize_celery.handlers.lifecycle import remove_children, reset_stage, revive_workflow, transition
 from stabilize_celery.handlers.slots import admit
-from stabilize_celery.jsonable import is_storable
+from stabilize_celery.json_values import is_storable
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S

@@ -25,7 +25,7 @@ from stabilize_celery.errors import (
     named_text,
     transient_marks,
 )
-from stabilize_celery.jsonable import dumps_json
+from stabilize_celery.json_values import dumps_json
 from stabilize_celery.messages import Message, RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S

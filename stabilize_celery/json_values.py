@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -20,6 +20,7 @@ from stabilize_celery.errors import InvalidOutputError, InvalidWorkflowError, St
 MAX_DEPTH = 200
 
 _CONTAINERS = (dict, list, tuple)
+_UNSHOWN = "<...>"
 _HINTS: tuple[tuple[tuple[type, ...], str], ...] = (
     ((set, frozenset), "give a list: sorted(value)"),
     ((bytes, bytearray, memoryview), "give text: value.decode(), or base64 for binary data"),
@@ -85,9 +86,11 @@ def dumps_json(
     try:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
-        raise error(_problem(value, where)) from None
-    if not _has_text_keys_and_depth(value):
-        raise error(_problem(value, where))
+        text = ""
+    if not text or not _has_text_keys_and_depth(value):
+        path, problem = _fault(value) or ("", "it cannot be stored as JSON")
+        shown = path if len(path) <= 200 else f"{path[:100]} ... {path[-60:]}"
+        raise error(f"{where}{shown}: {problem}")
     if max_bytes is not None and len(text) > max_bytes:
         raise error(
             f"{where}: {len(text):,} bytes as JSON, the limit is {max_bytes:,}{_largest(value)};"
@@ -111,62 +114,42 @@ def _has_text_keys_and_depth(value: Any) -> bool:
     """json.dumps would turn a number used as a key into text without saying so."""
     level = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(MAX_DEPTH):
-        if not level:
-            return True
-        below: list[Any] = []
-        for container in level:
-            children: Iterable[Any] = container
-            if isinstance(container, dict):
-                if not all(isinstance(key, str) for key in container):
-                    return False
-                children = container.values()
-            below.extend(child for child in children if isinstance(child, _CONTAINERS))
-        level = below
+        inside = [each.values() if isinstance(each, dict) else each for each in level]
+        if any(not isinstance(key, str) for each in level if isinstance(each, dict) for key in each):
+            return False
+        level = [child for children in inside for child in children if isinstance(child, _CONTAINERS)]
     return not level
 
 
-def _problem(value: Any, where: str) -> str:
-    """Where the first thing is that is not JSON, depth first, and what could be given instead."""
-    waiting: list[tuple[Any, str, tuple[int, ...]]] = [(value, "", ())]
-    while waiting:
-        current, path, parents = waiting.pop()
-        wrong = _wrong_leaf(current)
-        if isinstance(current, _CONTAINERS):
-            wrong = _wrong_container(current, parents)
-            if wrong is None:
-                inside = (*parents, id(current))
-                waiting.extend(reversed([(child, path + step, inside) for step, child in _steps(current)]))
-        if wrong is not None:
-            return f"{where}{_shortened(path)}: {wrong}"
-    return f"{where}: it cannot be stored as JSON"
-
-
-def _wrong_container(value: Any, parents: tuple[int, ...]) -> str | None:
+def _fault(value: Any, parents: tuple[int, ...] = ()) -> tuple[str, str] | None:
+    """Where in ``value`` the first thing is that is not JSON, and what is wrong with it."""
+    if not isinstance(value, _CONTAINERS):
+        wrong = _wrong_leaf(value)
+        return None if wrong is None else ("", wrong)
     if id(value) in parents:
-        return "it contains itself, which cannot be stored as JSON"
+        return "", "it contains itself, which cannot be stored as JSON"
     if len(parents) >= MAX_DEPTH:
-        return f"nested deeper than {MAX_DEPTH} levels"
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                shown = _shown(key)
-                return f"the key {shown} is of type {type(key).__name__}; keys are text, give {shown!r}"
+        return "", f"nested deeper than {MAX_DEPTH} levels"
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(value, dict) and not isinstance(key, str):
+            shown = _shown(key)
+            return "", f"the key {shown} is of type {type(key).__name__}; keys are text, give {shown!r}"
+        found = _fault(child, (*parents, id(value)))
+        if found is not None:
+            step = f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
+            return step + found[0], found[1]
     return None
 
 
 def _wrong_leaf(value: Any) -> str | None:
-    if value is None or isinstance(value, (str, bool)):
+    if value is None or isinstance(value, str | bool):
         return None
     if isinstance(value, float):
-        if math.isfinite(value):
-            return None
-        return f"{float.__repr__(value)} cannot be stored as JSON; give None"
+        return (
+            None if math.isfinite(value) else f"{float.__repr__(value)} cannot be stored as JSON; give None"
+        )
     if isinstance(value, int):
-        try:
-            int.__repr__(value)
-        except ValueError:
-            return "the number has too many digits; give text"
-        return None
+        return "the number has too many digits; give text" if _shown(int(value)) == _UNSHOWN else None
     return f"a value of type {type(value).__name__} cannot be stored as JSON{_hint(value)}"
 
 
@@ -183,24 +166,11 @@ def _hint(value: Any) -> str:
     return ""
 
 
-def _steps(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, child in value.items():
-            yield (f".{key}" if key.isidentifier() else f"[{key!r}]"), child
-    else:
-        for index, child in enumerate(value):
-            yield f"[{index}]", child
-
-
 def _shown(value: Any) -> str:
     try:
         return repr(value)[:100]
     except Exception:  # a number with too many digits, or a broken __repr__
-        return "<...>"
-
-
-def _shortened(path: str) -> str:
-    return path if len(path) <= 200 else f"{path[:100]} ... {path[-60:]}"
+        return _UNSHOWN
 
 
 def _largest(value: Any) -> str:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stabilize_celery.errors import InvalidOutputError, InvalidWorkflowError, StageError
-from stabilize_celery.jsonable import MAX_DEPTH, dumps_json, ensure_json
+from stabilize_celery.json_values import MAX_DEPTH, dumps_json, ensure_json
 
 
 class Colour(Enum):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
@@ -20,22 +20,9 @@ from stabilize_celery.errors import TRUNCATED
 HIDDEN = "***"
 #: Values under these keys are hidden unless ``stabilize_redact_keys`` names others.
 DEFAULT_KEYS: tuple[str, ...] = (
-    "password",
-    "passwords",
-    "passwd",
-    "passphrase",
-    "pwd",
-    "secret",
-    "secrets",
-    "token",
-    "api_key",
-    "access_key",
-    "private_key",
-    "authorization",
-    "credential",
-    "credentials",
-    "cookie",
-)
+    "password", "passwords", "passwd", "passphrase", "pwd", "secret", "secrets", "token", "api_key", "access_key",
+    "private_key", "authorization", "credential", "credentials", "cookie",
+)  # fmt: skip
 
 #: A shorter value under a secret key is part of too many words to be looked for in texts.
 _SHORTEST = 4
@@ -69,7 +56,13 @@ def redact(value: Any, keys: Iterable[str] = DEFAULT_KEYS) -> Any:
         value: what is to be shown: a context, outputs, the details of an error.
         keys: usually ``settings.redact_keys``.
     """
-    return _redacted(value, tuple(keys), 0)
+    keys = tuple(keys)
+    return _copied(
+        value,
+        keys,
+        lambda leaf: redact_text(leaf, keys) if isinstance(leaf, str) else leaf,
+        under_secret=lambda _: HIDDEN,
+    )
 
 
 def redact_text(text: str, keys: Iterable[str] = DEFAULT_KEYS) -> str:
@@ -87,6 +80,15 @@ def secrets_in(value: Any, keys: Iterable[str] = DEFAULT_KEYS) -> Iterator[Any]:
     yield from _secrets(value, tuple(keys), 0)
 
 
+def _secrets(value: Any, keys: tuple[str, ...], depth: int) -> Iterator[Any]:
+    if isinstance(value, str):
+        for found in _IN_URL.finditer(value):
+            yield from (found["password"], unquote(found["password"]))
+    elif isinstance(value, Mapping | list | tuple) and depth <= _MAX_DEPTH:
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from [item] if _hides(key, item, keys) else _secrets(item, keys, depth + 1)
+
+
 class Masker:
     """Replaces secrets in text, bytes and nested values.
 
@@ -99,31 +101,24 @@ class Masker:
         forms = {form for secret in secrets for leaf in _leaves(secret) for form in _forms(leaf)}
         # The longest first, so that a secret that contains another one is replaced as a whole.
         self._forms = sorted(forms, key=lambda form: (-len(form), form))
-        self._text = _any_of(self._forms)
-        self._bytes = re.compile(self._text.pattern.encode("utf-8", "surrogatepass")) if self._text else None
+        self._pattern = re.compile("|".join(map(re.escape, self._forms))) if forms else None
 
     def text(self, text: str, *, truncated: bool = False) -> str:
         """The text without secrets; of ``truncated`` text also without the beginning of one at its end."""
-        if self._text is None:
+        if self._pattern is None:
             return text
         if text.endswith(TRUNCATED):
             return self.text(text.removesuffix(TRUNCATED), truncated=True) + TRUNCATED
-        masked = self._text.sub(HIDDEN, text)
+        masked = self._pattern.sub(HIDDEN, text)
         return self._cut_partial(masked) if truncated else masked
 
     def data(self, data: bytes, *, truncated: bool = False) -> bytes:
         """The same for bytes."""
-        if self._bytes is None:
-            return data
-        masked = self._bytes.sub(HIDDEN.encode(), data)
-        if not truncated:
-            return masked
-        text = masked.decode("utf-8", "surrogateescape")
-        return self._cut_partial(text).encode("utf-8", "surrogateescape")
+        return self.text(_decoded(data), truncated=truncated).encode("utf-8", "surrogateescape")
 
     def value(self, value: Any) -> Any:
         """The same for every string in a JSON value, keys included."""
-        if self._text is None:
+        if self._pattern is None:
             return value
         if isinstance(value, str):
             return self.text(value)
@@ -168,8 +163,7 @@ class Redactor:
 
     def data(self, data: bytes, *, truncated: bool = False) -> bytes:
         """The same for what a program printed."""
-        masked = self._masker.data(data, truncated=truncated).decode("utf-8", "surrogateescape")
-        return redact_text(masked, self._keys).encode("utf-8", "surrogateescape")
+        return self.text(_decoded(data), truncated=truncated).encode("utf-8", "surrogateescape")
 
     def value(self, value: Any) -> Any:
         """A copy of a JSON value without secrets, by key and by value."""
@@ -177,50 +171,33 @@ class Redactor:
 
     def kept(self, value: Any) -> Any:
         """The same by value alone, and nothing of what is kept under secret keys: a task may need that again."""
-        if isinstance(value, Mapping):
-            return {
-                key: item if _hides(key, item, self._keys) else self.kept(item) for key, item in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [self.kept(item) for item in value]
-        return self._masker.value(value)
+        return _copied(value, self._keys, self._masker.value, under_secret=lambda item: item)
 
 
-def _redacted(value: Any, keys: tuple[str, ...], depth: int) -> Any:
-    if isinstance(value, str):
-        return redact_text(value, keys)
-    if not isinstance(value, Mapping | list | tuple):
-        return value
+def _copied(
+    value: Any,
+    keys: tuple[str, ...],
+    leaf: Callable[[Any], Any],
+    under_secret: Callable[[Any], Any],
+    depth: int = 0,
+) -> Any:
+    """A copy of a JSON value: ``under_secret`` of what stands under one of the keys, ``leaf`` of everything else."""
     if depth > _MAX_DEPTH:
         return HIDDEN
-    if not isinstance(value, Mapping):
-        return [_redacted(item, keys, depth + 1) for item in value]
-    return {
-        key: HIDDEN if _hides(key, item, keys) else _redacted(item, keys, depth + 1)
-        for key, item in value.items()
-    }
+    if isinstance(value, Mapping):
+        return {
+            key: under_secret(item)
+            if _hides(key, item, keys)
+            else _copied(item, keys, leaf, under_secret, depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_copied(item, keys, leaf, under_secret, depth + 1) for item in value]
+    return leaf(value)
 
 
 def _hides(key: Any, item: Any, keys: tuple[str, ...]) -> bool:
     return item is not None and not isinstance(item, bool) and isinstance(key, str) and _is_secret(key, keys)
-
-
-def _secrets(value: Any, keys: tuple[str, ...], depth: int) -> Iterator[Any]:
-    if depth > _MAX_DEPTH:
-        return
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if _hides(key, item, keys):
-                yield item
-            else:
-                yield from _secrets(item, keys, depth + 1)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _secrets(item, keys, depth + 1)
-    elif isinstance(value, str):
-        for found in _IN_URL.finditer(value):
-            yield found["password"]
-            yield unquote(found["password"])
 
 
 @lru_cache(maxsize=4096)
@@ -302,8 +279,8 @@ def _end_of_brackets(text: str, start: int) -> int:
     return len(text)
 
 
-def _any_of(forms: list[str]) -> re.Pattern[str] | None:
-    return re.compile("|".join(map(re.escape, forms))) if forms else None
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -323,6 +300,7 @@ def _forms(secret: str) -> Iterator[str]:
     raw = secret.encode("utf-8", "surrogatepass")
     candidates = [
         secret,
+        _decoded(raw),
         secret.strip(),
         json.dumps(secret)[1:-1],
         json.dumps(secret, ensure_ascii=False)[1:-1],

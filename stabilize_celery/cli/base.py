@@ -38,7 +38,7 @@ _ID_LENGTH = 26
 _SHORTEST_PART = 6
 
 
-class Seconds(click.FloatRange):
+class _Seconds(click.FloatRange):
     """A finite number of seconds, 0 or more; ``above_0`` leaves 0 out."""
 
     def __init__(self, *, above_0: bool = False) -> None:
@@ -100,10 +100,15 @@ user_option = click.option(
 )
 
 
-def limit_option(default: int = 20) -> Any:
-    """``--limit`` of a listing."""
-    kind = click.IntRange(1, 10_000)
-    return click.option("--limit", type=kind, default=default, show_default=True, help="At most so many.")
+limit_option = click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many."
+)
+
+
+def seconds(name: str, *, help: str, default: float | None = None, above_0: bool = False) -> Any:
+    """An option that takes a number of seconds."""
+    kind = _Seconds(above_0=above_0)
+    return click.option(name, type=kind, metavar="SECONDS", default=default, show_default=True, help=help)
 
 
 def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:

@@ -60,11 +60,7 @@ VERBS = (
         "Cancel one stage; its branch ends with it.",
         (_STAGE, _REASON),
     ),
-    Verb(
-        "pause",
-        WorkflowRun.pause,
-        "Pause a workflow.\n\nWhat runs finishes, nothing more starts.",
-    ),
+    Verb("pause", WorkflowRun.pause, "Pause a workflow.\n\nWhat runs finishes, nothing more starts."),
     Verb("resume", WorkflowRun.resume, "Let a paused workflow go on."),
     Verb(
         "restart",

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from enum import Enum
 from typing import Any
 
 import click
@@ -62,7 +61,7 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> dat
 @click.option(
     "--since", callback=_since, metavar="TIME", help="Only those made since then: a time, or 30m, 2h, 7d."
 )
-@base.limit_option()
+@base.limit_option
 @click.pass_context
 def _list(ctx: click.Context, /, status: str | None, as_json: bool, **filters: Any) -> None:
     """List workflows, the newest first."""
@@ -114,7 +113,7 @@ def _show(ctx: click.Context, id: str, history: bool, outputs: bool, everything:
 
 @commands.command("watch")
 @click.argument("id")
-@click.option("--timeout", type=base.Seconds(), metavar="SECONDS", help="Stop watching after that time.")
+@base.seconds("--timeout", help="Stop watching after that time.")
 @click.pass_context
 def _watch(ctx: click.Context, id: str, timeout: float | None, as_json: bool) -> None:
     """Watch a workflow until it ends.
@@ -192,51 +191,41 @@ def _history_cells(entry: Mapping[str, Any]) -> tuple[str | Text, ...]:
     if entry["task"] and entry["task"] != entry["stage"]:
         what += f" / {entry['task']}"
     return (
-        datetime.fromisoformat(entry["at"]).astimezone().strftime("%H:%M:%S.%f")[:-3],
+        entry["at"].astimezone().strftime("%H:%M:%S.%f")[:-3],
         what,
-        entry["from"] or "",
-        output.styled(WorkflowStatus[entry["to"]]) if entry["to"] else "",
+        str(entry["from"] or ""),
+        output.styled(entry["to"]) if entry["to"] else "",
         entry["reason"] or "",
         entry["actor"] or entry["worker"] or "",
     )
 
 
 # ---------------------------------------------------------------------------------------------- for programs
-# What --json prints: a form that stays as it is.
 
 
-def _fields(thing: Any, *names: str) -> dict[str, Any]:
-    return {name: _plain(getattr(thing, name)) for name in names}
+def _fields(thing: Any, names: str) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in names.split()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value) if isinstance(value, Enum) else value
-
-
-def _times(thing: Workflow | StageExecution | TaskExecution, now: datetime) -> dict[str, Any]:
-    took = None if thing.start_time is None else ((thing.end_time or now) - thing.start_time).total_seconds()
-    times = _fields(thing, "start_time", "end_time")
-    return {**times, "elapsed_seconds": None if took is None else round(max(0.0, took), 6)}
+def _timed(thing: Workflow | StageExecution | TaskExecution, now: datetime, names: str) -> dict[str, Any]:
+    took = None if thing.start_time is None else (thing.end_time or now) - thing.start_time
+    seconds = None if took is None else round(max(0.0, took.total_seconds()), 6)
+    return {**_fields(thing, f"{names} start_time end_time"), "elapsed_seconds": seconds}
 
 
 def _head_json(workflow: Workflow, now: datetime) -> dict[str, Any]:
     """A workflow without its stages."""
     paused = workflow.paused
     return {
-        **_fields(workflow, "id", "application", "name", "status", "created_at"),
-        **_times(workflow, now),
+        **_timed(workflow, now, "id application name status created_at"),
         "trigger": workflow.trigger.to_dict(),
-        **_fields(
-            workflow, "context", "pipeline_config_id", "dedup_key", "canceled_by", "cancellation_reason"
-        ),
+        **_fields(workflow, "context pipeline_config_id dedup_key canceled_by cancellation_reason"),
         "paused_by": paused.paused_by if paused is not None and paused.is_paused else None,
     }
 
 
 def workflow_json(workflow: Workflow, now: datetime) -> dict[str, Any]:
-    """A workflow with its stages, tasks and outputs."""
+    """A workflow with its stages, tasks and outputs, in the form that programs may rely on."""
     stages = [_stage_json(stage, now) for stage in workflow.stages]
     return {**_head_json(workflow, now), "stages": stages, "outputs": merged_outputs(workflow)}
 
@@ -244,21 +233,18 @@ def workflow_json(workflow: Workflow, now: datetime) -> dict[str, Any]:
 def _stage_json(stage: StageExecution, now: datetime) -> dict[str, Any]:
     phase = phase_of(stage)
     return {
-        **_fields(stage, "id", "ref_id", "name", "type", "status"),
+        **_timed(stage, now, "id ref_id name type status"),
         "requires": sorted(stage.requisite_stage_ref_ids),
         "parent_id": stage.parent_stage_id,
         "phase": None if phase is None else phase.value,
-        **_times(stage, now),
         "attempts": output.attempts(stage),
         "error": output.error_text(stage) or None,
         "outputs": stage.outputs,
         "tasks": [
             {
-                **_fields(task, "id", "name"),
+                **_timed(task, now, "id name status"),
                 "type": task.implementing_class,
-                "status": str(task.status),
-                **_times(task, now),
-                **_fields(task, "attempts", "last_error"),
+                **_fields(task, "attempts last_error"),
             }
             for task in stage.tasks
         ],
@@ -269,18 +255,10 @@ def _history_json(entries: Iterable[Mapping[str, Any]], workflow: Workflow) -> l
     """Transitions, oldest first, with the names of the stages and tasks they are about."""
     stages = {stage.id: stage.called for stage in workflow.stages}
     tasks = {task.id: task.name for stage in workflow.stages for task in stage.tasks}
+    names = ("at", "event", "stage_id", "task_id", "generation", "reason", "actor", "worker", "details")
     return [
-        {
-            "at": _plain(entry["at"]),
-            "event": entry["event"],
-            "stage": stages.get(entry["stage_id"]),
-            "stage_id": entry["stage_id"],
-            "task": tasks.get(entry["task_id"]),
-            "task_id": entry["task_id"],
-            "generation": entry["generation"],
-            "from": _plain(entry["from_status"]),
-            "to": _plain(entry["to_status"]),
-            **{name: entry[name] for name in ("reason", "actor", "worker", "details")},
-        }
+        {name: entry[name] for name in names}
+        | {"stage": stages.get(entry["stage_id"]), "task": tasks.get(entry["task_id"])}
+        | {"from": entry["from_status"], "to": entry["to_status"]}
         for entry in entries
     ]

@@ -99,14 +99,7 @@ def _print_migration(name: str, done: Migration, check: bool) -> None:
 @commands.command("audit")
 @click.argument("id", required=False)
 @click.option("--repair", is_flag=True, help="Mend what can be mended.")
-@click.option(
-    "--overdue",
-    type=base.Seconds(),
-    default=OVERDUE,
-    show_default=True,
-    metavar="SECONDS",
-    help="After how long a message that is not sent is a problem.",
-)
+@base.seconds("--overdue", default=OVERDUE, help="After how long a message that is not sent is a problem.")
 @base.user_option
 @click.pass_context
 def _audit(
@@ -198,26 +191,28 @@ def _dead_letters() -> None:
     metavar="TYPE",
     help="Only messages of this type, such as CompleteStage.",
 )
-@base.limit_option()
+@base.limit_option
 @click.pass_context
 def _list_dead(ctx: click.Context, workflow: str | None, kind: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, the latest first."""
     engine = base.open_engine(ctx)
     workflow_id = None if workflow is None else base.find_run(engine, workflow).id
-    found = [
-        _dead_json(dead) for dead in engine.dead_letters(workflow_id=workflow_id, type=kind, limit=limit)
-    ]
+    found = engine.dead_letters(workflow_id=workflow_id, type=kind, limit=limit)
     if as_json:
-        output.print_json([dead | {"died_at": dead["died_at"].isoformat()} for dead in found])
+        output.print_json([_dead_json(dead) for dead in found])
     elif found:
-        columns = ("id", "type", "label", "workflow_id", "died_at", "error")
-        output.print_table(
-            ("id", "type", "about", "workflow", "died", "error"),
-            [
-                [output.local_time(dead[name]) if name == "died_at" else dead[name] or "" for name in columns]
-                for dead in found
-            ],
-        )
+        rows = [
+            (
+                dead["id"],
+                dead["type"],
+                dead["label"],
+                dead["workflow_id"] or "",
+                output.local_time(dead["died_at"]),
+                _error(dead),
+            )
+            for dead in found
+        ]
+        output.print_table(("id", "type", "about", "workflow", "died", "error"), rows)
     else:
         click.echo("No dead letters.", err=True)
 
@@ -228,17 +223,16 @@ def _list_dead(ctx: click.Context, workflow: str | None, kind: str | None, limit
 def _show_dead(ctx: click.Context, id: str, as_json: bool) -> None:
     """Show what a dead letter was about, and its error."""
     dead = base.open_engine(ctx).dead_letter(_id(id))
-    row, died = dead["row"], dead["died_at"]
+    row = dead["row"]
     if as_json:
-        shape = _dead_json(dead) | {"died_at": died.isoformat(), "row": row, "error_details": dead["error"]}
-        output.print_json(shape)
+        output.print_json(_dead_json(dead) | {"row": row, "error_details": dead["error"]})
         return
     click.echo(output.printable(f"{dead['type']} {dead['id']}  {dead['label']}"))
     for name in ("workflow_id", "stage_id", "task_id", "generation", "payload", "queue", "created_at"):
         if row.get(name) not in (None, {}):
             click.echo(f"  {name:<12}{output.printable(row[name])}")
     click.echo(f"  {'attempts':<12}{dead['attempts']}")
-    click.echo(f"  {'died at':<12}{died.astimezone().isoformat(sep=' ', timespec='seconds')}")
+    click.echo(f"  {'died at':<12}{output.local_time(dead['died_at'])}")
     click.echo(output.printable(dead["error"].get("details", {}).get("traceback") or _error(dead)))
 
 
@@ -368,14 +362,7 @@ def _prune(
 
 
 @commands.command("doctor")
-@click.option(
-    "--timeout",
-    type=base.Seconds(above_0=True),
-    default=2.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long broker and workers have to answer.",
-)
+@base.seconds("--timeout", default=2.0, above_0=True, help="How long broker and workers have to answer.")
 @click.pass_context
 def _doctor(ctx: click.Context, timeout: float, as_json: bool) -> None:
     """Check broker, database, workers and settings.

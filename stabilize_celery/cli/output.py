@@ -113,8 +113,12 @@ def progress(what: str) -> Iterator[Callable[[int], None]]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document."""
-    written = json.dumps(shown(value), indent=2, ensure_ascii=False)
+    """One JSON document; times are ISO 8601 with their zone, statuses their names."""
+
+    def plain(value: datetime | S) -> str:
+        return value.isoformat() if isinstance(value, datetime) else value.label
+
+    written = json.dumps(shown(value), indent=2, ensure_ascii=False, default=plain)
     # JSON itself leaves these as they are, and some terminals obey them.
     click.echo(re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", written))
 

@@ -231,7 +231,7 @@ def _start(
 
 @commands.command("run")
 @click.argument("file")
-@click.option("--timeout", type=base.Seconds(), metavar="SECONDS", help="Give up after that time.")
+@base.seconds("--timeout", help="Give up after that time.")
 @click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Tasks at once.")
 @click.option(
     "--continue",

@@ -42,7 +42,7 @@ _SHARE_OF_TIME = 5
 def stage_tree(workflow: Workflow, now: datetime, *, most: int = 200, ascii: bool = False) -> Tree:
     """The stages of a workflow as a tree, with status, time, attempts and error of each.
 
-    Stages stand in topological order, each branch as far as it goes; synthetic stages stand under their parent.
+    Stages stand in topological order, synthetic stages under their parent.
 
     Args:
         workflow: with its stages.
@@ -50,7 +50,7 @@ def stage_tree(workflow: Workflow, now: datetime, *, most: int = 200, ascii: boo
         most: how many stages are drawn; of more than that, failed and active ones first, the rest is counted.
         ascii: use symbols that any terminal can show.
     """
-    rows = _rows(workflow)
+    rows = _rows(workflow.stages)
     is_cut = len(rows) > most
     kept = _choose(rows, most) if is_cut else {row.stage.id for row in rows}
     lines = _Lines(now, ascii, [row for row in rows if row.stage.id in kept], workflow.stages)
@@ -104,40 +104,21 @@ class _Row:
         return 4 * self.depth + cell_len(self.title)
 
 
-def _rows(workflow: Workflow) -> list[_Row]:
+def _rows(stages: list[StageExecution]) -> list[_Row]:
     """Every stage, from top to bottom."""
-    known = {stage.id for stage in workflow.stages}
+    phases = [None, *Phase]
+    known = {stage.id for stage in stages}
     below: dict[str | None, list[StageExecution]] = {}
-    for stage in _in_order(workflow.stages):
+    ordered = sorted(stages, key=lambda stage: (phases.index(phase_of(stage)), stage.rank))
+    for stage in reversed(ordered):
         below.setdefault(stage.parent_stage_id if stage.parent_stage_id in known else None, []).append(stage)
     rows: list[_Row] = []
-    waiting = [_Row(stage, 0, None) for stage in reversed(below.get(None, []))]
+    waiting = [_Row(stage, 0, None) for stage in below.get(None, [])]
     while waiting:
         row = waiting.pop()
         rows.append(row)
-        waiting += [_Row(stage, row.depth + 1, row) for stage in reversed(below.get(row.stage.id, []))]
+        waiting += [_Row(stage, row.depth + 1, row) for stage in below.get(row.stage.id, [])]
     return rows
-
-
-def _in_order(stages: list[StageExecution]) -> list[StageExecution]:
-    """In topological order, a branch as far as it goes before the next one; phases one after the other."""
-    phases = [None, *Phase]
-    stages = sorted(stages, key=lambda stage: phases.index(phase_of(stage)))
-    missing = {stage.ref_id: set(stage.requisite_stage_ref_ids) for stage in stages}
-    downstream: dict[str, list[StageExecution]] = {stage.ref_id: [] for stage in stages}
-    for stage in stages:
-        missing[stage.ref_id] &= downstream.keys()
-        for ref in missing[stage.ref_id]:
-            downstream[ref].append(stage)
-    ready = [stage for stage in reversed(stages) if not missing[stage.ref_id]]
-    ordered: list[StageExecution] = []
-    while ready:
-        ordered.append(ready.pop())
-        for stage in reversed(downstream[ordered[-1].ref_id]):
-            missing[stage.ref_id].discard(ordered[-1].ref_id)
-            if not missing[stage.ref_id]:
-                ready.append(stage)
-    return ordered
 
 
 def _choose(rows: list[_Row], most: int) -> set[str]:
@@ -167,7 +148,7 @@ class _Lines:
 
     def __init__(self, now: datetime, ascii: bool, rows: list[_Row], stages: list[StageExecution]) -> None:
         self.now, self.ascii = now, ascii
-        self.titles = {stage.ref_id: title(stage) for stage in stages}
+        self.titles = {(stage.parent_stage_id, stage.ref_id): title(stage) for stage in stages}
         self.title_width = min(_WIDEST_TITLE, max((row.reach for row in rows), default=0))
         self.status_width = max((len(str(stage.status)) for stage in stages), default=0)
 
@@ -196,7 +177,8 @@ class _Lines:
         self._attempts(text, output.attempts(stage))
         if stage.status is S.SUSPENDED:
             text.append("  waits for a signal", style="magenta")
-        after = sorted(self.titles[ref] for ref in stage.requisite_stage_ref_ids if ref in self.titles)
+        required = {(stage.parent_stage_id, ref) for ref in stage.requisite_stage_ref_ids}
+        after = sorted(self.titles[key] for key in required & self.titles.keys())
         if after:
             more = f" and {len(after) - 3:,} more" if len(after) > 3 else ""
             text.append(f"  after {', '.join(after[:3])}{more}", style="dim")

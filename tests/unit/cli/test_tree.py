@@ -37,22 +37,22 @@ def test_a_chain_stays_on_one_level() -> None:
     ]
 
 
-def test_a_branch_stands_as_far_as_it_goes_before_the_next_one() -> None:
+def test_branches_stand_in_topological_order_and_say_what_they_come_after() -> None:
     made = workflow(
+        stage("end", requires={"join"}),
         stage("setup"),
-        stage("b", requires={"setup"}),
         stage("a", requires={"setup"}),
+        stage("b", requires={"setup"}),
         stage("b2", requires={"b"}),
         stage("b3", requires={"b2"}),
         stage("join", requires={"a", "b3"}),
-        stage("end", requires={"join"}),
     )
     assert lines(made)[1:] == [
         "├── ○ setup  NOT_STARTED",
+        "├── ○ a      NOT_STARTED          after setup",
         "├── ○ b      NOT_STARTED          after setup",
         "├── ○ b2     NOT_STARTED          after b",
         "├── ○ b3     NOT_STARTED          after b2",
-        "├── ○ a      NOT_STARTED          after setup",
         "├── ○ join   NOT_STARTED          after a, b3",
         "└── ○ end    NOT_STARTED          after join",
     ]
@@ -91,6 +91,21 @@ def test_synthetic_stages_stand_inside_their_parent_in_the_order_of_their_phases
         "    ├── ○ before: lock",
         "    ├── ○ after: notify",
         "    └── ○ on failure: roll back",
+    ]
+
+
+def test_what_a_synthetic_stage_comes_after_is_its_sibling() -> None:
+    parents = [stage("p"), stage("q")]
+    made = workflow(*parents)
+    for parent in parents:
+        for ref, requires in (("first", set()), ("second", {"first"})):
+            child = stage(ref, requires=requires, name=f"{ref} of {parent.ref_id}")
+            child.parent_stage_id, child.phase = parent.id, Phase.BEFORE
+            child.synthetic_stage_owner = SyntheticStageOwner.STAGE_BEFORE
+            made.add_stage(child)
+    assert [re.sub(r" +NOT_STARTED +", " ", line) for line in lines(made)[1:] if "after" in line] == [
+        "│   └── ○ before: second of p after first of p",
+        "    └── ○ before: second of q after first of q",
     ]
 
 
@@ -146,18 +161,18 @@ def test_who_canceled_and_who_paused() -> None:
 
 
 def test_of_many_stages_the_interesting_ones_are_drawn_and_the_rest_is_counted() -> None:
-    branches = [stage(f"b{i}", S.SUCCEEDED, {"s"}) for i in range(2000)]
+    branches = [stage(f"b{i:04}", S.SUCCEEDED, {"s"}) for i in range(2000)]
     branches[700].status, branches[900].status = S.TERMINAL, S.RUNNING
-    made = workflow(stage("s", S.SUCCEEDED), *branches)
+    made = workflow(*branches, stage("s", S.SUCCEEDED))
     assert [line.rstrip(" 0123456789.s") for line in lines(made, most=4)] == [
         "○ shop/order  NOT_STARTED  01ARZ3NDEKTSV4RRFFQ69G5FAV",
         "2,001 stages: 1 RUNNING, 1,999 SUCCEEDED, 1 TERMINAL",
-        "├── ✔ s     SUCCEEDED",
-        "├── ✔ b0    SUCCEEDED   1.00s  after",
+        "├── ✔ s      SUCCEEDED",
+        "├── ✔ b0000  SUCCEEDED   1.00s  after",
         "├── … 699 stages: 699 SUCCEEDED",
-        "├── ✘ b700  TERMINAL    1.00s  after",
+        "├── ✘ b0700  TERMINAL    1.00s  after",
         "├── … 199 stages: 199 SUCCEEDED",
-        "├── ▶ b900  RUNNING     1.00s  after",
+        "├── ▶ b0900  RUNNING     1.00s  after",
         "└── … 1,099 stages: 1,099 SUCCEEDED",
     ]
 
@@ -181,7 +196,7 @@ def test_of_many_synthetic_stages_the_failed_one_stands_under_its_parent() -> No
 
 
 def test_a_long_chain_is_no_problem_of_depth() -> None:
-    made = workflow(stage("s0"), *(stage(f"s{i}", requires={f"s{i - 1}"}) for i in range(1, 3000)))
+    made = workflow(stage("s0"), *(stage(f"s{i}", requires={f"s{i - 1}"}) for i in range(2999, 0, -1)))
     assert [line.split("  ")[0] for line in lines(made, most=2)[2:]] == [
         "├── ○ s0",
         "├── ○ s1",

@@ -16,10 +16,9 @@ from stabilize_celery.run import WorkflowRun, merged_outputs, stage_errors
 from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
 from stabilize_celery.stages.map import MapStageBuilder
 from stabilize_celery.suggestions import did_you_mean
-from stabilize_celery.tasks.map import MapTask
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.run import current_run
-from stabilize_celery.tasks.sub_workflow import SubWorkflowTask
+from stabilize_celery.tasks.sub_workflow import MapTask, SubWorkflowTask
 
 if TYPE_CHECKING:
     from stabilize_celery.persistence.store import WorkflowStore

@@ -49,112 +49,99 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 class Settings(BaseModel):
     """The engine's options; times are seconds, sizes bytes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    database_url: str | None = Field(
-        None, description="SQLAlchemy URL of the database that holds the workflows."
-    )
-    django_alias: str = Field(
-        "default",
-        description="Django projects: the alias in DATABASES of the database that holds the workflows, if there is no URL.",
-    )
-    database_pool_size: int = Field(5, ge=1, description="Connections kept open per process.")
-    database_prepare: bool = Field(True, description="Prepare statements; off behind PgBouncer before 1.21.")
-    database_listen_url: str | None = Field(
-        None,
-        description="URL of the server itself, for LISTEN, if database_url names a pooler in transaction mode; "
-        "without it delays below relay_interval take up to that long there.",
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
     )
 
-    inline: bool = Field(True, description="Handle follow-on messages of a workflow in the same transaction.")
-    inline_batch: int = Field(1000, ge=1, description="Most follow-on messages handled in one transaction.")
+    database_url: str | None = None
+    """SQLAlchemy URL of the database that holds the workflows."""
+    django_alias: str = "default"
+    """Django projects: the alias in DATABASES of the database that holds the workflows, if there is no URL."""
+    database_pool_size: int = Field(5, ge=1)
+    """Connections kept open per process."""
+    database_prepare: bool = True
+    """Prepare statements; off behind PgBouncer before 1.21."""
+    database_listen_url: str | None = None
+    """URL of the server itself, for LISTEN, if database_url names a pooler in transaction mode; without it delays below
+    relay_interval take up to that long there."""
 
-    queue: str = Field("stabilize", description="Queue of the engine's control messages; one for each app.")
-    task_queue: str = Field(
-        "stabilize.tasks",
-        description="Queue of the messages that run user code; by default the name of the other with `.tasks`.",
-    )
-    task_routes: dict[str, Any] = Field(
-        default_factory=dict, description='Queues of single task types: {"charge": {"queue": "payments"}}.'
-    )
-    imports: Names = Field((), description="Modules that register task types and builders.")
+    inline: bool = True
+    """Handle follow-on messages of a workflow in the same transaction."""
+    inline_batch: int = Field(1000, ge=1)
+    """Most follow-on messages handled in one transaction."""
 
-    builtin_tasks: Annotated[tuple[OptionalTask, ...], BeforeValidator(_split)] = Field(
-        ("python", "shell", "http", "docker"),
-        description="Which of the task types python, shell, http and docker there are; others are refused.",
-    )
+    queue: str = "stabilize"
+    """Queue of the engine's control messages; one for each app."""
+    task_queue: str = "stabilize.tasks"
+    """Queue of the messages that run user code; by default the name of the other with `.tasks`."""
+    task_routes: dict[str, Any] = Field(default_factory=dict)
+    """Queues of single task types: {"charge": {"queue": "payments"}}."""
+    imports: Names = ()
+    """Modules that register task types and builders."""
 
-    check_types: bool = Field(
-        True,
-        description="Refuse to start a workflow with a task type that nobody registered, where that is known.",
+    builtin_tasks: Annotated[tuple[OptionalTask, ...], BeforeValidator(_split)] = (
+        "python",
+        "shell",
+        "http",
+        "docker",
     )
+    """Which of the task types python, shell, http and docker there are; others are refused."""
 
-    unknown_type_grace: Seconds = Field(
-        600.0,
-        ge=0,
-        description="How long a task whose type a worker does not know is put off, for one that does; then it fails.",
-    )
+    check_types: bool = True
+    """Refuse to start a workflow with a task type that nobody registered, where that is known."""
 
-    lease: Seconds = Field(30.0, gt=0, description="How long a worker owns a task without a sign of life.")
-    heartbeat: Seconds = Field(
-        3.0, gt=0, description="How often a worker renews its leases and hears of cancellations."
-    )
-    task_time_limit: Seconds = Field(14400.0, gt=0, description="How long one call of a task may take.")
-    task_kill_grace: Seconds = Field(
-        5.0,
-        ge=0,
-        description="How long a task that timed out or is canceled by force may still run before its pool process is ended.",
-    )
-    max_attempts: int = Field(
-        10, ge=1, description="How often a task is executed before a transient error is final."
-    )
-    retry_delay: Seconds = Field(1.0, gt=0, description="Delay before the first retry; doubles with each.")
-    retry_delay_max: Seconds = Field(60.0, gt=0, description="Longest delay between retries.")
-    poll_delay: Seconds = Field(
-        1.0, gt=0, description="Delay between calls of a task that says it is still running."
-    )
-    max_output_bytes: int = Field(
-        1024 * 1024, ge=1, description="Largest outputs or context of a stage, as JSON."
-    )
-    hook_time_limit: Seconds = Field(60.0, gt=0, description="How long on_cancel or on_cleanup may take.")
-    allow_private_urls: bool = Field(False, description="Let HTTP tasks reach private addresses.")
+    unknown_type_grace: Seconds = Field(600.0, ge=0)
+    """How long a task whose type a worker does not know is put off, for one that does; then it fails."""
 
-    redact_keys: Names = Field(
-        DEFAULT_KEYS,
-        description="Keys whose values are shown as *** in history, errors, logs, pages and on the command line.",
-    )
+    lease: Seconds = Field(30.0, gt=0)
+    """How long a worker owns a task without a sign of life."""
+    heartbeat: Seconds = Field(3.0, gt=0)
+    """How often a worker renews its leases and hears of cancellations."""
+    task_time_limit: Seconds = Field(14400.0, gt=0)
+    """How long one call of a task may take."""
+    task_kill_grace: Seconds = Field(5.0, ge=0)
+    """How long a task that timed out or is canceled by force may still run before its pool process is ended."""
+    max_attempts: int = Field(10, ge=1)
+    """How often a task is executed before a transient error is final."""
+    retry_delay: Seconds = Field(1.0, gt=0)
+    """Delay before the first retry; doubles with each."""
+    retry_delay_max: Seconds = Field(60.0, gt=0)
+    """Longest delay between retries."""
+    poll_delay: Seconds = Field(1.0, gt=0)
+    """Delay between calls of a task that says it is still running."""
+    max_output_bytes: int = Field(1024 * 1024, ge=1)
+    """Largest outputs or context of a stage, as JSON."""
+    hook_time_limit: Seconds = Field(60.0, gt=0)
+    """How long on_cancel or on_cleanup may take."""
+    allow_private_urls: bool = False
+    """Let HTTP tasks reach private addresses."""
 
-    relay_interval: Seconds = Field(
-        1.0, gt=0, description="Longest sleep of the relay between looks at the table."
-    )
-    relay_batch: int = Field(100, ge=1, description="Most messages the relay sends at once.")
-    resend_delay: Seconds = Field(
-        10.0, gt=0, description="When a message that was sent but not handled is sent again."
-    )
-    resend_delay_max: Seconds = Field(
-        300.0, gt=0, description="Longest time between sending a message again."
-    )
-    control_retry_delay: Seconds = Field(
-        1.0, gt=0, description="Delay before a control message that failed is repeated."
-    )
-    control_max_attempts: int = Field(
-        10, ge=1, description="Failures after which a control message is a dead letter."
-    )
-    retention: Seconds | None = Field(
-        None, ge=0, description="How long workflows that have ended are kept, if `prune` is not told."
-    )
+    redact_keys: Names = DEFAULT_KEYS
+    """Keys whose values are shown as *** in history, errors, logs, pages and on the command line."""
 
-    send_events: bool = Field(
-        False, description="Send Celery events for what workflows do and for messages handled in place."
-    )
-    metrics_port: int | None = Field(
-        None,
-        ge=1,
-        le=65535,
-        description="Port on which a worker serves metrics to Prometheus; none by default.",
-    )
-    metrics_address: str = Field("0.0.0.0", description="Address on which it listens there.")
-    tracing: bool = Field(False, description="Make OpenTelemetry spans of what tasks do.")
+    relay_interval: Seconds = Field(1.0, gt=0)
+    """Longest sleep of the relay between looks at the table."""
+    relay_batch: int = Field(100, ge=1)
+    """Most messages the relay sends at once."""
+    resend_delay: Seconds = Field(10.0, gt=0)
+    """When a message that was sent but not handled is sent again."""
+    resend_delay_max: Seconds = Field(300.0, gt=0)
+    """Longest time between sending a message again."""
+    control_retry_delay: Seconds = Field(1.0, gt=0)
+    """Delay before a control message that failed is repeated."""
+    control_max_attempts: int = Field(10, ge=1)
+    """Failures after which a control message is a dead letter."""
+    retention: Seconds | None = Field(None, ge=0)
+    """How long workflows that have ended are kept, if `prune` is not told."""
+
+    send_events: bool = False
+    """Send Celery events for what workflows do and for messages handled in place."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """Port on which a worker serves metrics to Prometheus; none by default."""
+    metrics_address: str = "0.0.0.0"
+    """Address on which it listens there."""
+    tracing: bool = False
+    """Make OpenTelemetry spans of what tasks do."""
 
     @model_validator(mode="before")
     @classmethod

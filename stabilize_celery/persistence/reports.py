@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, func, literal, or_, select, text, tuple_, union_all
 
-from stabilize_celery.context.origins import Origin, origins
 from stabilize_celery.context.sources import merge_sources
+from stabilize_celery.context.view import Origin, origins
 from stabilize_celery.errors import StabilizeError, StageNotFoundError, StoreError, WorkflowNotFoundError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus

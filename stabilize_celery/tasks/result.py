@@ -13,12 +13,12 @@ from stabilize_celery.models.status import WorkflowStatus
 
 @dataclass(frozen=True)
 class HandOver:
-    """A task whose work is done elsewhere: whoever begins it takes over the lease.
+    """A task whose work is done elsewhere: the process that starts it takes over the lease.
 
     Attributes:
         queue: where it waits; while messages wait there it is not sent again.
         publish: sends the work, given what says which message row is to be taken over; called after the commit.
-        delay: seconds before which nobody begins it.
+        delay: seconds before which it is not started.
         details: for the history.
     """
 
@@ -81,7 +81,7 @@ class TaskResult:
     @classmethod
     def terminal(cls, error: str | BaseException, context: Mapping[str, Any] | None = None) -> TaskResult:
         """It failed; ``error`` (of an exception: its text) goes into the stage's context, a very long one cut."""
-        return cls(WorkflowStatus.TERMINAL, {**(context or {}), "error": _told(error)})
+        return cls(WorkflowStatus.TERMINAL, {**(context or {}), "error": _error_text(error)})
 
     @classmethod
     def failed_continue(
@@ -91,8 +91,8 @@ class TaskResult:
         context: Mapping[str, Any] | None = None,
     ) -> TaskResult:
         """It failed, and the workflow goes on."""
-        told = {**(context or {}), "error": _told(error)}
-        return cls(WorkflowStatus.FAILED_CONTINUE, told, dict(outputs or {}))
+        kept = {**(context or {}), "error": _error_text(error)}
+        return cls(WorkflowStatus.FAILED_CONTINUE, kept, dict(outputs or {}))
 
     @classmethod
     def skipped(cls) -> TaskResult:
@@ -116,7 +116,7 @@ class TaskResult:
 
     @classmethod
     def handed_over(cls, to: HandOver) -> TaskResult:
-        """Its work is done elsewhere; whoever does it reports the result."""
+        """Its work is done elsewhere, and the result is reported from there."""
         return cls(WorkflowStatus.RUNNING, hand_over=to)
 
     @classmethod
@@ -134,38 +134,12 @@ class TaskResult:
         """Continue at another stage, which is reset and sees ``context`` (seed document *Flow Control*)."""
         return cls(WorkflowStatus.REDIRECT, dict(context or {}), dict(outputs or {}), target_stage_ref_id)
 
-    @classmethod
-    def builder(cls, status: WorkflowStatus) -> TaskResultBuilder:
-        """Build a result step by step."""
-        return TaskResultBuilder(cls(status))
-
     def merge_outputs(self, other: Mapping[str, Any]) -> TaskResult:
         """The same result with more outputs."""
         return replace(self, outputs={**self.outputs, **other})
 
 
-def _told(error: Any) -> Any:
+def _error_text(error: Any) -> Any:
     if isinstance(error, BaseException):
         return error_text(error)
     return truncate_error(error) if isinstance(error, str) else error
-
-
-class TaskResultBuilder:
-    """Collects the parts of a :class:`TaskResult`."""
-
-    def __init__(self, result: TaskResult) -> None:
-        self._result = result
-
-    def context(self, context: Mapping[str, Any]) -> TaskResultBuilder:
-        """Add to the context."""
-        self._result = replace(self._result, context={**self._result.context, **context})
-        return self
-
-    def outputs(self, outputs: Mapping[str, Any]) -> TaskResultBuilder:
-        """Add to the outputs."""
-        self._result = self._result.merge_outputs(outputs)
-        return self
-
-    def build(self) -> TaskResult:
-        """The result."""
-        return self._result

@@ -1,8 +1,8 @@
-"""A task that runs another workflow and waits for it: by message, not by looking."""
+"""Tasks of stages with stages or workflows inside: ``sub_workflow``, which waits by message, and ``map``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from stabilize_celery.errors import PermanentError, StabilizeError
@@ -93,3 +93,21 @@ class SubWorkflowTask(Task):
         key = run.idempotency_key if run is not None else stage.id
         child_id = self._engine.start_sub_workflow(workflow, f"sub-workflow:{key}")
         return TaskResult.suspend(context={_CHILD: child_id})
+
+
+#: From a stage's id to the status and outputs of its instances, in order.
+ReadInstances = Callable[[str], Sequence[tuple[S, dict[str, Any]]]]
+
+
+class MapTask(Task):
+    """See :class:`stabilize_celery.stages.map.MapStageBuilder`."""
+
+    def __init__(self, read_instances: ReadInstances) -> None:
+        self._read_instances = read_instances
+
+    def execute(self, stage: StageExecution) -> TaskResult:
+        instances = self._read_instances(stage.id)
+        failed = [index for index, (status, _) in enumerate(instances) if status.is_failure]
+        results = [None if status.is_failure else outputs for status, outputs in instances]
+        outputs = {"results": results, "failed": failed}
+        return TaskResult.success(outputs=outputs)

@@ -18,8 +18,7 @@ from stabilize_celery import (
     SyntheticStageOwner,
     Workflow,
 )
-from stabilize_celery.context.origins import Origin, origins
-from stabilize_celery.context.view import inherited_values
+from stabilize_celery.context.view import Origin, inherited_values, origins
 from stabilize_celery.errors import StageNotFoundError, StoreError, WorkflowNotFoundError
 from stabilize_celery.persistence import reports
 

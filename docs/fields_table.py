@@ -46,7 +46,7 @@ def _meanings(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
                     yield name, " ".join(lines).strip().replace("``", "`").replace("|", "\\|")
     for name, field in model.model_fields.items():
         if field.description:
-            yield name, " ".join(field.description.split()).replace("|", "\\|")
+            yield name, " ".join(field.description.split()).replace("``", "`").replace("|", "\\|")
 
 
 def _default(field: FieldInfo) -> str:

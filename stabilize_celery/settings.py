@@ -117,7 +117,7 @@ class Settings(BaseModel):
     """Let HTTP tasks reach private addresses."""
 
     redact_keys: Names = DEFAULT_KEYS
-    """Keys whose values are shown as *** in history, errors, logs, pages and on the command line."""
+    """Keys whose values are shown as ``***`` in history, errors, logs, pages and on the command line."""
 
     relay_interval: Seconds = Field(1.0, gt=0)
     """Longest sleep of the relay between looks at the table."""

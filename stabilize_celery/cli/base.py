@@ -23,7 +23,7 @@ from stabilize_celery.errors import (
     WorkflowFileError,
     WorkflowNotFoundError,
 )
-from stabilize_celery.persistence.store import ids_matching, newest_ids
+from stabilize_celery.persistence.store import newest_ids
 from stabilize_celery.run import WorkflowRun
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ TRACEBACK = "stabilize_celery.traceback"
 _AT_ONCE = 0.001
 _ID_LENGTH = 26
 #: Shorter than that, the end of an id means too many workflows.
-_SHORTEST_PART = 6
+_SHORTEST_END = 6
 
 
 class _Seconds(click.FloatRange):
@@ -171,12 +171,6 @@ def engine_of_app(ctx: click.Context) -> Stabilize | None:
     return engine
 
 
-def database_url_of(ctx: click.Context) -> str | None:
-    """The value of ``--database-url`` or its environment variable."""
-    url: str | None = ctx.find_root().params.get("database_url")
-    return url
-
-
 def open_engine(ctx: click.Context, *, make_tables: bool = False, check: bool = True) -> Stabilize:
     """The engine a command works on; it is closed when the command ends.
 
@@ -190,7 +184,7 @@ def open_engine(ctx: click.Context, *, make_tables: bool = False, check: bool = 
     """
     engine = engine_of_app(ctx)
     if engine is None:
-        url = database_url_of(ctx)
+        url = ctx.find_root().params.get("database_url")
         if url is None:
             raise click.UsageError(
                 "name the app with -A, or the database with --database-url or STABILIZE_DATABASE_URL"
@@ -234,30 +228,27 @@ def hint_without_workers(engine: Stabilize) -> None:
 
 
 def find_run(engine: Stabilize, given: str) -> WorkflowRun:
-    """The run of an id, or of a part of one that no other has.
-
-    Ids of the same time begin alike, so the end tells them apart.
+    """The run of an id, or of the end of one that no other has.
 
     Raises:
         WorkflowNotFoundError: there is none, or more than one.
     """
-    part = given.strip().upper()
-    if len(part) == _ID_LENGTH and engine.store.exists(part):
-        return engine.get(part)
+    end = given.strip().upper()
+    if len(end) == _ID_LENGTH and engine.store.exists(end):
+        return engine.get(end)
     message = f"there is no workflow {given} in {engine.store.database.name}"
-    if _SHORTEST_PART <= len(part) < _ID_LENGTH and part.isalnum():
-        found = ids_matching(engine.store, part, 6)
-        if len(found) == 1:
-            return engine.get(found[0])
-        if found:
-            listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-            raise WorkflowNotFoundError(f"{given} may be any of {listed}; write more of it")
-    if len(part) < _SHORTEST_PART:
+    if len(end) < _SHORTEST_END:
         raise WorkflowNotFoundError(
-            f"{message}; write an id, or {_SHORTEST_PART} or more characters of its end"
+            f"{message}; write an id, or {_SHORTEST_END} or more characters of its end"
         )
+    found = newest_ids(engine.store, 6, end) if len(end) < _ID_LENGTH and end.isalnum() else []
+    if len(found) > 1:
+        listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        raise WorkflowNotFoundError(f"{given} may be any of {listed}; write more of it")
+    if found:
+        return engine.get(found[0])
     # The end of an id is random; the beginning would make every id look alike.
-    ends = {known[-len(part[-16:]) :]: known for known in newest_ids(engine.store, 2000)}
-    close = get_close_matches(part[-16:], ends, n=1, cutoff=0.75)
+    ends = {known[-len(end[-16:]) :]: known for known in newest_ids(engine.store, 2000)}
+    close = get_close_matches(end[-16:], ends, n=1, cutoff=0.75)
     hint = f", did you mean {ends[close[0]]}?" if close else "; `list` shows those there are"
     raise WorkflowNotFoundError(message + hint)

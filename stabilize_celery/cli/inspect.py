@@ -86,7 +86,7 @@ def _list(ctx: click.Context, /, status: str | None, as_json: bool, **filters: A
 def _show(ctx: click.Context, id: str, history: bool, outputs: bool, everything: bool, as_json: bool) -> None:
     """Show a workflow and its stages.
 
-    With status, time, output.attempts and errors.  ID may be shortened to six or more characters of its end.  --traceback
+    With status, time, attempts and errors.  ID may be shortened to six or more characters of its end.  --traceback
     shows the tracebacks of failed stages.
     """
     engine = base.open_engine(ctx)
@@ -139,7 +139,7 @@ def follow(ctx: click.Context, run: WorkflowRun, timeout: float | None, as_json:
 
 
 def finish(ctx: click.Context, run: WorkflowRun, as_json: bool) -> None:
-    """Print the outputs of a run whose tree has been output.shown, and exit as it ended."""
+    """Print the outputs of a run whose tree has been shown, and exit as it ended."""
     workflow = run.workflow()
     if as_json:
         output.print_json(workflow_json(workflow, run._engine.store.now()))
@@ -154,25 +154,21 @@ def finish(ctx: click.Context, run: WorkflowRun, as_json: bool) -> None:
 def _print_workflows(found: Sequence[Workflow], now: datetime) -> None:
     """A table of workflows without their stages, in fewer columns where all of them are too wide."""
     console = output.make_console()
-    whole, narrow, narrowest = [], [], []
+    times = ("started", "elapsed") if console.width >= _NARROW else ("elapsed",)
+    rows: list[tuple[str | Text, ...]] = []
+    short: list[tuple[str | Text, ...]] = []
     for workflow in found:
-        status, moment = (
-            output.styled(workflow.status),
-            output.local_time(workflow.start_time or workflow.created_at),
-        )
-        took = output.elapsed(workflow.start_time, workflow.end_time, now)
+        status, moment = output.styled(workflow.status), workflow.start_time or workflow.created_at
+        started, took = output.local_time(moment), output.elapsed(workflow.start_time, workflow.end_time, now)
+        rows.append((workflow.id, workflow.application, workflow.name, status, started, took))
         name = f"{workflow.application}/{workflow.name}"
-        whole.append((workflow.id, workflow.application, workflow.name, status, moment, took))
-        narrow.append((workflow.id, name, status, moment[5:16], took))
-        narrowest.append((workflow.id, name, status, took))
+        short.append((workflow.id, name, status, *(started[5:16], took)[-len(times) :]))
     columns = ("id", "application", "name", "status", "started", "elapsed")
     wide = console.options.update(width=10_000)
-    if Measurement.get(console, wide, output.make_table(columns, whole)).maximum <= console.width:
-        output.print_table(columns, whole)
-    elif console.width >= _NARROW:
-        output.print_table(("id", "workflow", "status", "started", "elapsed"), narrow)
+    if Measurement.get(console, wide, output.make_table(columns, rows)).maximum <= console.width:
+        output.print_table(columns, rows)
     else:
-        output.print_table(("id", "workflow", "status", "elapsed"), narrowest)
+        output.print_table(("id", "workflow", "status", *times), short)
 
 
 def _output_cells(outputs: Mapping[str, Any]) -> list[tuple[Text, str]]:

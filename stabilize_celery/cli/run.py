@@ -264,7 +264,7 @@ def _run(
     read = _read(file)
     workflow = _prepared(read, user, context)
     on_workers = engine is not None
-    engine = engine or _embedded(read, base.database_url_of(ctx), concurrency)
+    engine = engine or _embedded(read, ctx.find_root().params.get("database_url"), concurrency)
     ctx.call_on_close(engine.close)
     base.check_tables(engine, make_tables=not on_workers)
     # What tasks print must not get between the lines of the JSON document.

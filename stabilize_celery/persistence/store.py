@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
@@ -276,27 +276,10 @@ def taken_ids_explained(many: Sequence[Workflow]) -> Iterator[None]:
         ) from error
 
 
-def ids_matching(store: WorkflowStore, part: str, limit: int) -> list[str]:
-    """Ids that end or begin with ``part``, newest first."""
-    if not is_storable(part):
-        return []
-    statement = (
-        select(workflows.c.id)
-        .where(
-            or_(
-                workflows.c.id.endswith(part, autoescape=True),
-                workflows.c.id.startswith(part, autoescape=True),
-            )
-        )
-        .order_by(workflows.c.id.desc())
-        .limit(limit)
-    )
-    with store.database.autocommit() as connection:
-        return list(connection.execute(statement).scalars())
-
-
-def newest_ids(store: WorkflowStore, limit: int) -> list[str]:
-    """The ids of the newest workflows."""
+def newest_ids(store: WorkflowStore, limit: int, end: str = "") -> list[str]:
+    """The ids of the newest workflows, or of the newest whose ids end so."""
     statement = select(workflows.c.id).order_by(workflows.c.id.desc()).limit(limit)
+    if end:
+        statement = statement.where(workflows.c.id.endswith(end, autoescape=True))
     with store.database.autocommit() as connection:
         return list(connection.execute(statement).scalars())

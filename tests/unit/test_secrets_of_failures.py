@@ -21,7 +21,7 @@ from stabilize_celery import (
     Workflow,
 )
 from stabilize_celery.cli import main
-from stabilize_celery.contrib.flower import shapes
+from stabilize_celery.models.json import StageHead, to_json
 from stabilize_celery.persistence import tables
 from stabilize_celery.redaction import redact
 from stabilize_celery.stages.builder import StageDefinitionBuilder
@@ -55,7 +55,7 @@ def seen_of(engine: Stabilize, run: Any, caplog: pytest.LogCaptureFixture) -> st
             rows = connection.execute(select(table)).mappings().all()
             seen.append(json.dumps([_without_kept(dict(row)) for row in rows], default=str))
     stored = run.workflow()
-    seen.append(json.dumps([shapes.node(stage, redact) for stage in stored.stages], default=str))
+    seen.append(json.dumps(to_json(list[StageHead], stored.stages, hide=redact)))
     return "\n".join(seen)
 
 

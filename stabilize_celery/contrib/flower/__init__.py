@@ -27,9 +27,8 @@ def install() -> None:
         raise ConfigurationError(
             "Flower is not installed; run: pip install 'stabilize-celery[flower]'"
         ) from error
-    from stabilize_celery.contrib.flower.access import define_options
     from stabilize_celery.contrib.flower.routes import ROUTES
-    from stabilize_celery.contrib.flower.templates import FlowerLoader
+    from stabilize_celery.contrib.flower.views import FlowerLoader, define_options
     from stabilize_celery.plugins import plugins
 
     if any(route in urls.handlers for route in ROUTES):

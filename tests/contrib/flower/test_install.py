@@ -13,7 +13,7 @@ from tornado.template import Loader
 
 from stabilize_celery.contrib.flower import HERE, install
 from stabilize_celery.contrib.flower.routes import ROUTES
-from stabilize_celery.contrib.flower.templates import FlowerLoader, with_tab
+from stabilize_celery.contrib.flower.views import FlowerLoader, with_tab
 
 FLOWERS = Path(urls.settings["template_path"])
 

@@ -1,19 +1,25 @@
-"""Where the workflows are, from Django's ``DATABASES``."""
+"""Where the workflows are, from Django's ``DATABASES``; the migrations that make the tables there; test databases."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from django.db import connections
+from django.core import mail
+from django.db import connections, router
+from django.db.backends.base.creation import BaseDatabaseCreation
+from django.db.migrations.operations.base import Operation
 from psycopg.pq import Conninfo
 from sqlalchemy import URL
 
-from stabilize_celery.contrib.django.testing import is_test_run, release_test_databases
+from stabilize_celery.persistence.database import disconnect
+from stabilize_celery.persistence.schema import LOCK, VERSION_TABLE
 
 #: Keywords of libpq that have a place of their own in a URL.
 _PLACES = {"user": "username", "password": "password", "port": "port", "dbname": "database"}
+_MARK = "stabilize_disconnects"
 
 
 def settings_of_django(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +30,8 @@ def settings_of_django(chosen: Mapping[str, Any]) -> dict[str, Any]:
     url = url_of(wrapper)
     if url is None:
         return {}
-    if is_test_run():
+    if hasattr(mail, "outbox"):
+        # Django's test environment is set up, by its own runner or by pytest-django.
         release_test_databases()
     found: dict[str, Any] = {"database_url": url}
     if wrapper.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS"):
@@ -66,3 +73,61 @@ def _postgresql_url(parameters: Mapping[str, Any], settings: Mapping[str, Any]) 
     query = {name: str(value) for name, value in given.items()}
     url = URL.create("postgresql+psycopg", query=query, **places)
     return url.render_as_string(hide_password=False)
+
+
+def release_test_databases() -> None:
+    """Let engines close their connections before Django drops a test database: it must be free of them then."""
+    original: Any = BaseDatabaseCreation.destroy_test_db
+    if getattr(original, _MARK, False):
+        return
+
+    @wraps(original)
+    def destroy_test_db(creation: Any, *args: Any, **kwargs: Any) -> Any:
+        disconnect()
+        return original(creation, *args, **kwargs)
+
+    setattr(destroy_test_db, _MARK, True)
+    BaseDatabaseCreation.destroy_test_db = destroy_test_db
+
+
+class ApplyRevision(Operation):
+    """Bring the tables to a revision, as ``celery -A app stabilize migrate`` does; nothing is done where they are.
+
+    It cannot be undone: that would delete every workflow.
+    """
+
+    reversible = False
+    reduces_to_sql = True
+
+    def __init__(self, revision: str) -> None:
+        self.revision = revision
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        """The models follow from the operations beside it."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Execute the statements of the revision on Django's connection."""
+        from stabilize_celery.persistence.revisions import includes, statements_of
+
+        connection = schema_editor.connection
+        if not router.allow_migrate(connection.alias, app_label):
+            return
+        if connection.vendor == "postgresql":
+            schema_editor.execute(LOCK)
+        if not schema_editor.collect_sql and includes(_version(connection), self.revision):
+            return
+        for statement in statements_of(self.revision, connection.vendor):
+            schema_editor.execute(statement)
+
+    def describe(self) -> str:
+        """What ``manage.py migrate`` says of it."""
+        return f"Bring the tables of stabilize_celery to revision {self.revision}"
+
+
+def _version(connection: Any) -> str | None:
+    with connection.cursor() as cursor:
+        if VERSION_TABLE not in connection.introspection.table_names(cursor):
+            return None
+        cursor.execute(f"SELECT version_num FROM {VERSION_TABLE}")
+        row = cursor.fetchone()
+    return None if row is None else str(row[0])

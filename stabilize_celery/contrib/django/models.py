@@ -1,181 +1,129 @@
-"""The engine's tables as models to be read: what is written there is the engine's business.
+"""The engine's tables as models to be read, made from the tables themselves; only the engine writes there.
 
-They have the columns that people look at, not all.  Statuses are the names of
-:class:`~stabilize_celery.models.status.WorkflowStatus`.
+Statuses are the names of :class:`~stabilize_celery.models.status.WorkflowStatus`.
 """
 
 from __future__ import annotations
 
-from django.db import models
+import json
+from collections.abc import Callable
+from typing import Any
 
-from stabilize_celery.contrib.django.fields import Json
+from django.db import models
+from sqlalchemy import JSON, Boolean, Column, DateTime, Integer, String, Table, Text
+
 from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.persistence import tables
+from stabilize_celery.persistence.types import EnumName, UtcDateTime
 
 STATUSES = [(status.name, status.name.replace("_", " ").lower()) for status in WorkflowStatus]
 
 
-def _id() -> models.CharField:
-    return models.CharField("ID", max_length=26, primary_key=True)
+class Json(models.Field):
+    """A ``json`` column: text on SQLite; on PostgreSQL a driver may have decoded it already.
+
+    Django's own field is for ``jsonb``.
+    """
+
+    description = "JSON"
+
+    def db_type(self, connection: Any) -> str:
+        """The type of the column."""
+        return "json" if connection.vendor == "postgresql" else "text"
+
+    def from_db_value(self, value: Any, _expression: Any, _connection: Any) -> Any:
+        """The value, decoded by the driver or here."""
+        return json.loads(value) if isinstance(value, str) else value
+
+    def get_prep_value(self, value: Any) -> Any:
+        """For tests that make rows of their own; the engine does not write through Django."""
+        return None if value is None else json.dumps(value)
 
 
-def _status() -> models.CharField:
-    return models.CharField(max_length=32, choices=STATUSES)
+_FIELDS: dict[type, type[models.Field]] = {
+    Text: models.TextField,
+    Boolean: models.BooleanField,
+    Integer: models.IntegerField,
+    DateTime: models.DateTimeField,
+    UtcDateTime: models.DateTimeField,
+    JSON: Json,
+}
 
 
-def _workflow(related_name: str) -> models.ForeignKey:
-    # Messages and dead letters may outlive their workflow.
-    return models.ForeignKey(
-        "Workflow", models.DO_NOTHING, db_constraint=False, null=True, related_name=related_name
-    )
+def _field(column: Column[Any]) -> models.Field:
+    kind, null = column.type, bool(column.nullable)
+    if column.primary_key:
+        return models.CharField("ID", max_length=26, primary_key=True)
+    if isinstance(kind, EnumName):
+        choices = STATUSES if kind.enum is WorkflowStatus else None
+        return models.CharField(max_length=32, null=null, choices=choices)
+    if type(kind) is String:
+        return models.CharField(max_length=kind.length, null=null)
+    return _FIELDS[type(kind)](null=null)
 
 
-class Workflow(models.Model):
-    """One execution of a graph of stages."""
+def _model(
+    name: str,
+    table: Table,
+    text: Callable[[Any], str],
+    ordering: tuple[str, ...],
+    related: dict[str, tuple[str, str]],
+    **options: Any,
+) -> Any:
+    """A model for a table.
 
-    id = _id()
-    application = models.TextField()
-    name = models.TextField()
-    status = _status()
-    context = Json()
-    trigger = Json()
-    created_at = models.DateTimeField()
-    start_time = models.DateTimeField(null=True)
-    end_time = models.DateTimeField(null=True)
-    is_canceled = models.BooleanField()
-    canceled_by = models.TextField(null=True)
-    cancellation_reason = models.TextField(null=True)
-    pipeline_config_id = models.TextField(null=True)
-    dedup_key = models.TextField(null=True)
-    parent_workflow = models.ForeignKey(
-        "self", models.DO_NOTHING, db_constraint=False, null=True, related_name="sub_workflows"
-    )
-
-    class Meta:
-        """Ids sort by time."""
-
-        managed = False
-        db_table = "stabilize_workflows"
-        ordering = ("-id",)
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.id}"
-
-
-class Stage(models.Model):
-    """A stage with its tasks."""
-
-    id = _id()
-    workflow = _workflow("stages")
-    ref_id = models.TextField()
-    type = models.TextField()
-    name = models.TextField()
-    status = _status()
-    generation = models.IntegerField()
-    position = models.IntegerField()
-    context = Json()
-    outputs = Json()
-    tasks = Json()
-    parent_stage = models.ForeignKey(
-        "self", models.DO_NOTHING, db_constraint=False, null=True, related_name="synthetic_stages"
-    )
-    phase = models.CharField(max_length=32, null=True)
-    start_time = models.DateTimeField(null=True)
-    end_time = models.DateTimeField(null=True)
-
-    class Meta:
-        """In the order they were given or planned."""
-
-        managed = False
-        db_table = "stabilize_stages"
-        ordering = ("workflow", "position")
-
-    def __str__(self) -> str:
-        return str(self.name or self.ref_id)
+    Args:
+        name: of the model.
+        table: the engine's.
+        text: what stands for a row in texts.
+        ordering: of lists.
+        related: column -> (model, name of the way back).  A row may be there whose workflow is gone.
+        options: more for ``Meta``.
+    """
+    body: dict[str, Any] = {"__module__": __name__, "__doc__": f"A row of ``{table.name}``.", "__str__": text}
+    for column in table.columns:
+        if column.name in related:
+            model, back = related[column.name]
+            body[column.name.removesuffix("_id")] = models.ForeignKey(
+                model, models.DO_NOTHING, db_constraint=False, null=True, related_name=back
+            )
+        else:
+            body[column.name] = _field(column)
+    meta = {"managed": False, "db_table": table.name, "ordering": ordering, **options}
+    return type(name, (models.Model,), {**body, "Meta": type("Meta", (), meta)})
 
 
-class Transition(models.Model):
-    """A row of the history."""
-
-    id = _id()
-    workflow = _workflow("history")
-    stage = models.ForeignKey(
-        Stage, models.DO_NOTHING, db_constraint=False, null=True, related_name="history"
-    )
-    generation = models.IntegerField()
-    step = models.IntegerField()
-    event = models.CharField(max_length=32)
-    from_status = models.CharField(max_length=32, null=True, choices=STATUSES)
-    to_status = models.CharField(max_length=32, null=True, choices=STATUSES)
-    reason = models.TextField(null=True)
-    actor = models.TextField(null=True)
-    worker = models.TextField(null=True)
-    details = Json(null=True)
-    at = models.DateTimeField()
-
-    class Meta:
-        """In the order things happened."""
-
-        managed = False
-        db_table = "stabilize_history"
-        ordering = ("at", "step", "id")
-        verbose_name_plural = "history"
-
-    def __str__(self) -> str:
-        return f"{self.event} {self.to_status or ''}".strip()
+def _of_workflow(back: str) -> dict[str, tuple[str, str]]:
+    return {"workflow_id": ("Workflow", back), "stage_id": ("Stage", back)}
 
 
-class Message(models.Model):
-    """What is to be done next: a message that is not handled yet."""
-
-    id = _id()
-    type = models.CharField(max_length=64)
-    workflow = _workflow("messages")
-    stage = models.ForeignKey(
-        Stage, models.DO_NOTHING, db_constraint=False, null=True, related_name="messages"
-    )
-    generation = models.IntegerField()
-    payload = Json()
-    queue = models.TextField()
-    label = models.TextField()
-    created_at = models.DateTimeField()
-    due_at = models.DateTimeField()
-    send_at = models.DateTimeField()
-    lease_owner = models.TextField(null=True)
-    attempts = models.IntegerField()
-    last_error = Json(null=True)
-
-    class Meta:
-        """What is due first comes first."""
-
-        managed = False
-        db_table = "stabilize_messages"
-        ordering = ("due_at", "id")
-
-    def __str__(self) -> str:
-        return f"{self.type} {self.label}".strip()
+def _label(row: Any) -> str:
+    return f"{row.type} {row.label}".strip()
 
 
-class DeadLetter(models.Model):
-    """A message that failed for good."""
-
-    id = _id()
-    type = models.CharField(max_length=64)
-    workflow = _workflow("dead_letters")
-    stage = models.ForeignKey(
-        Stage, models.DO_NOTHING, db_constraint=False, null=True, related_name="dead_letters"
-    )
-    label = models.TextField()
-    row = Json()
-    error = Json()
-    attempts = models.IntegerField()
-    died_at = models.DateTimeField()
-
-    class Meta:
-        """The newest first."""
-
-        managed = False
-        db_table = "stabilize_dead_letters"
-        ordering = ("-died_at", "-id")
-
-    def __str__(self) -> str:
-        return f"{self.type} {self.label}".strip()
+Workflow = _model(
+    "Workflow",
+    tables.workflows,
+    lambda row: f"{row.name} {row.id}",
+    ("-id",),
+    {"parent_workflow_id": ("self", "sub_workflows")},
+)
+Stage = _model(
+    "Stage",
+    tables.stages,
+    lambda row: str(row.name or row.ref_id),
+    ("workflow", "position"),
+    {"workflow_id": ("Workflow", "stages"), "parent_stage_id": ("self", "synthetic_stages")},
+)
+Transition = _model(
+    "Transition",
+    tables.history,
+    lambda row: f"{row.event} {row.to_status or ''}".strip(),
+    ("at", "step", "id"),
+    _of_workflow("history"),
+    verbose_name_plural="history",
+)
+Message = _model("Message", tables.messages, _label, ("due_at", "id"), _of_workflow("messages"))
+DeadLetter = _model(
+    "DeadLetter", tables.dead_letters, _label, ("-died_at", "-id"), _of_workflow("dead_letters")
+)

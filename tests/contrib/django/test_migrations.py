@@ -15,7 +15,7 @@ from django.db import connections
 from django.db.migrations.exceptions import IrreversibleError
 from django.db.migrations.loader import MigrationLoader
 
-from stabilize_celery.contrib.django.operations import ApplyRevision
+from stabilize_celery.contrib.django.database import ApplyRevision
 from stabilize_celery.errors import SchemaVersionError
 from stabilize_celery.persistence import migrate, schema, tables
 from stabilize_celery.persistence.database import Database
@@ -143,3 +143,4 @@ def test_the_models_have_columns_that_exist(ready: None) -> None:
             column = table.c[field.column]
             assert column.nullable == field.null or field.is_relation, f"{table}.{column}"
             assert column.primary_key == field.primary_key
+        assert {field.column for field in model._meta.concrete_fields} == set(table.c.keys())

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db import migrations, models
 
-from stabilize_celery.contrib.django.operations import ApplyRevision
+from stabilize_celery.contrib.django.database import ApplyRevision
 
 
 def _known(name: str, table: str, **options: Any) -> migrations.CreateModel:

@@ -14,7 +14,7 @@ from sqlalchemy import JSON, Boolean, Column, DateTime, Integer, String, Table, 
 
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence import tables
-from stabilize_celery.persistence.types import EnumName, UtcDateTime
+from stabilize_celery.persistence.tables import EnumName, UtcDateTime
 
 STATUSES = [(status.name, status.name.replace("_", " ").lower()) for status in WorkflowStatus]
 

@@ -207,7 +207,9 @@ def _filter(query: Mapping[str, Any]) -> Filter:
 def read_workflows(request: Request) -> Any:
     """A page of workflows."""
     query = request.query
-    found = reports.page_of_workflows(request.engine.store, _filter(query), query["before"], query["limit"] + 1)
+    found = reports.page_of_workflows(
+        request.engine.store, _filter(query), query["before"], query["limit"] + 1
+    )
     return _page("workflows", found, query["limit"])
 
 

@@ -28,7 +28,7 @@ class StabilizeBaseException(Exception):
     Args:
         message: what happened, to which thing, and what to do.
         code: shown in the text, in place of that of the class.
-        cause: what the text tells as well; ``raise ... from`` does not change it.
+        cause: shown in the text as well; ``raise ... from`` does not change it.
         error_code: stored with the error, for programs that read it.
         attributes: further ones that the class names, such as ``execution_id``.
     """
@@ -377,10 +377,10 @@ def named_text(error: BaseException, limit: int = MAX_STORED_ERROR_BYTES) -> str
 def describe_error(error: BaseException, transient: bool | None = None) -> dict[str, Any]:
     """The stored form of an exception: ``{"details": {error, errors, type, transient, error_code, where, traceback}}``."""
     try:
-        told = "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(error))
     except Exception:
         # Something of it cannot be shown; where it was raised still can.
-        told = "".join([*traceback.format_tb(error.__traceback__), named_text(error)])
+        text = "".join([*traceback.format_tb(error.__traceback__), named_text(error)])
     code = _attribute(error, "error_code")
     return {
         "details": {
@@ -390,7 +390,7 @@ def describe_error(error: BaseException, transient: bool | None = None) -> dict[
             "transient": is_transient(error) if transient is None else transient,
             "error_code": truncate_error(code, 200) if isinstance(code, str) else None,
             "where": _place_of(error),
-            "traceback": truncate_error(told),
+            "traceback": truncate_error(text),
         }
     }
 

@@ -88,7 +88,7 @@ class Settings(BaseModel):
     """Which of the task types python, shell, http and docker there are; others are refused."""
 
     check_types: bool = True
-    """Refuse to start a workflow with a task type that nobody registered, where that is known."""
+    """Refuse to start a workflow with a task type that is not registered, where that is known."""
 
     unknown_type_grace: Seconds = Field(600.0, ge=0)
     """How long a task whose type a worker does not know is put off, for one that does; then it fails."""
@@ -132,7 +132,7 @@ class Settings(BaseModel):
     control_max_attempts: int = Field(10, ge=1)
     """Failures after which a control message is a dead letter."""
     retention: Seconds | None = Field(None, ge=0)
-    """How long workflows that have ended are kept, if `prune` is not told."""
+    """How long workflows that have ended are kept, unless `prune` is given another time."""
 
     send_events: bool = False
     """Send Celery events for what workflows do and for messages handled in place."""

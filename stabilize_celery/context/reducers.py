@@ -102,7 +102,7 @@ def reduce_values(name: str, values: Sequence[Any], key: str = "") -> Any:
 
 
 def unknown_reducer(name: str, where: str) -> str:
-    """What to say about a reducer nobody registered, used ``where``."""
+    """The error text of a reducer that is not registered, used ``where``."""
     known = known_reducers()
     return (
         f"{where}: there is no reducer {name!r}{did_you_mean(str(name), known)};"

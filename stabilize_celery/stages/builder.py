@@ -71,7 +71,7 @@ class StageDefinitionBuilderFactory:
             self._builders[name] = builder
 
     def adopt(self, other: StageDefinitionBuilderFactory) -> None:
-        """Take over the builders that somebody registered in another factory."""
+        """Take over the builders of another factory."""
         self._builders = {**other._builders, **self._builders}
 
     def find(self, stage_type: str) -> StageDefinitionBuilder | None:

@@ -22,14 +22,14 @@ REJECTED = "Approval rejected"
 class ApprovalOptions(TaskOptions):
     """Own context of an approval stage."""
 
-    #: Seconds after which nobody having answered is a failure; ``None`` waits for ever.
+    #: Seconds after which a missing answer is a failure; ``None`` waits for ever.
     timeout: Seconds | None = Field(None, gt=0)
     #: A rejection is FAILED_CONTINUE: the workflow goes on, and sees it.
     approval_reject_continues: bool = False
 
 
 class ApprovalTask(Task):
-    """Suspends its stage until somebody approves or rejects it.
+    """Suspends its stage until a person approves or rejects it.
 
     ``run.approve(ref, user=..., data=...)`` lets it succeed with ``approved``, ``approval`` (the data) and ``approved_by``
     as outputs; ``run.reject(ref, user=..., data=...)`` fails it with ``approved``, ``approval`` and ``rejected_by`` in the

@@ -48,7 +48,7 @@ _MAX_DELAY_FACTOR = 10.0
 _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token"})
 #: Seconds beyond what the options allow before the engine may step in.
 _MARGIN_SECONDS = 20.0
-#: What another origin may be told; any other header may be meant for the first one only.
+#: Headers that another origin gets too; any other may be meant for the first one only.
 _HARMLESS = frozenset(
     {
         "accept", "accept-encoding", "accept-language", "connection", "content-encoding", "content-length", "content-type",

@@ -39,22 +39,11 @@ _BESIDE_OUTPUT = 4096
 #: Keys of a stage's own context that configure the engine; they are no data.
 ENGINE_KEYS = frozenset(
     {
-        "continuePipelineOnFailure",
-        "continuePipeline",
-        "failPipeline",
-        "completeOtherBranchesThenFail",
-        "allowSiblingStagesToContinueOnFailure",
-        "stageEnabled",
-        "manualSkip",
-        "stageTimeoutMs",
-        "stageTimedOut",
-        "beforeStagePlanningFailed",
-        "exception",
-        "error",
-        "verification",
-        "jump_error",
+        "continuePipelineOnFailure", "continuePipeline", "failPipeline", "completeOtherBranchesThenFail",
+        "allowSiblingStagesToContinueOnFailure", "stageEnabled", "manualSkip", "stageTimeoutMs", "stageTimedOut",
+        "beforeStagePlanningFailed", "exception", "error", "verification", "jump_error",
     }
-)
+)  # fmt: skip
 #: Keys beginning with an underscore belong to the engine, except what a signal brought.
 _SIGNAL_KEYS = frozenset({"_signal_name", "_signal_data"})
 
@@ -139,7 +128,7 @@ def redactor_of(
     *more: Mapping[str, Any],
     named: Iterable[Any] = (),
 ) -> Redactor:
-    """What hides everything secret that a stage knows in what is said about its failures.
+    """What hides everything secret that a stage knows in texts about its failures.
 
     Args:
         stage: what it sees, and the context and trigger of its workflow, are looked through.
@@ -225,6 +214,24 @@ class ProcessOptions(TaskOptions):
     def environment(self) -> dict[str, str]:
         """The whole environment of the process."""
         return {**os.environ, **self.env}
+
+    def result(
+        self, process: ProcessResult, data: dict[str, Any], what: str, wrong: str | None
+    ) -> TaskResult:
+        """The result of a process that has ended.
+
+        Args:
+            process: how it ended.
+            data: what it came to, of which as much is kept as fits.
+            what: what it was, for errors: ``Command``.
+            wrong: why it failed, unless it was a timeout or an interrupt; ``None`` if it did not.
+        """
+        data = fitted(data)
+        if process.ended == "interrupt":
+            return TaskResult.terminal(f"{what} was interrupted", context=data)
+        if process.ended == "timeout":
+            wrong = f"{what} timed out after {seconds(self.timeout)}s"
+        return TaskResult.success(outputs=data) if wrong is None else self.failure(wrong, data)
 
 
 def execution_timeout(stage: StageExecution) -> timedelta | None:

@@ -18,7 +18,7 @@ class Verdict(Enum):
     RETURNED = "returned"
     #: It failed and is run again later.
     RETRY = "retry"
-    #: It waits in a queue of its own for somebody who takes over the lease.
+    #: It waits in a queue of its own for a process that takes over the lease.
     HANDED_OVER = "handed over"
     #: This worker does not know it: it was not run, and another one may.
     PUT_OFF = "put off"
@@ -49,32 +49,34 @@ class Outcome:
     hand_over: HandOver | None = None
     #: What was raised.
     exception: BaseException | None = field(default=None, repr=False, compare=False)
-    #: It tells no secrets any more.
+    #: It holds no secrets any more.
     clean: bool = False
 
     def redacted(self, redactor: Callable[[], Redactor]) -> Outcome:
-        """The outcome as it may be stored, logged and shown: what it says of a failure tells no secret.
+        """The outcome as it may be stored, logged and shown: without secrets in what it says of a failure.
 
         Args:
             redactor: made when it is needed, which for most outcomes it is not.
         """
         result = self.result
         failed = result is not None and (result.status.is_halt or result.status.is_failure)
-        said = {} if result is None else {key: result.context[key] for key in _SAID if key in result.context}
-        tells = self.error or self.reason or said or (failed and result is not None and result.context)
-        if self.clean or not tells:
+        context = {} if result is None else result.context
+        texts = {key: context[key] for key in _FOR_PEOPLE if key in context}
+        if self.clean or not (self.error or self.reason or texts or (failed and context)):
             return self
         hide = redactor()
-        if result is not None and result.context:
-            context = hide.kept(result.context) if failed else result.context
-            result = replace(result, context={**context, **{key: hide.value(said[key]) for key in said}})
+        if result is not None and context:
+            context = hide.kept(context) if failed else context
+            result = replace(
+                result, context={**context, **{key: hide.value(text) for key, text in texts.items()}}
+            )
         # Where it was cut may be within a secret.
         reason = hide.text(self.reason, truncated=len(self.reason) >= LONGEST_REASON)
         return replace(self, error=hide.value(self.error), reason=reason, result=result, clean=True)
 
 
 #: What tasks leave in their stage's context for people.
-_SAID = ("error", "exception", "stdout", "stderr")
+_FOR_PEOPLE = ("error", "exception", "stdout", "stderr")
 #: Characters of an error in the history.
 LONGEST_REASON = 500
 

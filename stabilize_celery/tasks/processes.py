@@ -24,12 +24,12 @@ from stabilize_celery.tasks.run import HandBackError, current_run
 
 #: Seconds between SIGTERM and SIGKILL; also how long output may stay open after the command itself has ended.
 GRACE_SECONDS = 5.0
-#: Seconds between looks at the leader where the platform has no descriptor that tells of its exit.
+#: Seconds between looks at the leader where the platform has no descriptor of its exit.
 _POLL_SECONDS = 0.02
 _CHUNK = 65536
 #: Reads of one chunk that empty the largest pipe an unprivileged process can have (1 MiB).
 _PIPE_CHUNKS = 17
-#: Exit codes of a command that was told to end, and of a shell whose command was.
+#: Exit codes of a command that was ended by a signal, and of a shell whose command was.
 _ENDED = {code for s in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) for code in (-s, 128 + s)}
 #: Seconds within which this process hears of it too.
 _SIGN = 0.5
@@ -248,7 +248,7 @@ class _Group:
             self._end("interrupt")
 
     def _end(self, why: Ending) -> None:
-        """Tell the group to end, and kill it if it has been told."""
+        """Ask the group to end; kill it if it was asked already."""
         if not self._stopping:
             self._ended = why
         self.signal(signal.SIGKILL if self._stopping else signal.SIGTERM)

@@ -23,12 +23,10 @@ from stabilize_celery.tasks.options import (
     PlainText,
     ProcessOptions,
     execution_timeout,
-    fitted,
     masker_of,
     printed,
     read_options,
     redactor_of,
-    seconds,
     stage_label,
     visible_data,
 )
@@ -162,20 +160,15 @@ def _result(options: PythonOptions, process: ProcessResult, sent: bytes, stage: 
         "exit_code": process.exit_code,
         "truncated": process.truncated,
     }
-    if process.exit_code == 0 and sent:
-        if len(sent) > MAX_RESULT_BYTES:
-            return options.failure(f"RESULT is larger than {MAX_RESULT_BYTES} bytes", fitted(data))
+    wrong = None
+    if process.exit_code != 0:
+        tail = err.strip()[-_ERROR_TAIL:]
+        wrong = f"Python script failed with exit code {process.exit_code}" + (f": {tail}" if tail else "")
+    elif len(sent) > MAX_RESULT_BYTES:
+        wrong = f"RESULT is larger than {MAX_RESULT_BYTES} bytes"
+    elif sent:
         try:
             data["result"] = masker.value(json.loads(sent))
         except ValueError as error:
-            return options.failure(f"RESULT was damaged: {error}", fitted(data))
-    data = fitted(data)
-    if process.ended == "interrupt":
-        return TaskResult.terminal("Python script was interrupted", context=data)
-    if process.ended == "timeout":
-        return options.failure(f"Python script timed out after {seconds(options.timeout)}s", data)
-    if process.exit_code != 0:
-        tail = err.strip()[-_ERROR_TAIL:]
-        why = f"Python script failed with exit code {process.exit_code}" + (f": {tail}" if tail else "")
-        return options.failure(why, data)
-    return TaskResult.success(outputs=data)
+            wrong = f"RESULT was damaged: {error}"
+    return options.result(process, data, "Python script", wrong)

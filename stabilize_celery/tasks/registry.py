@@ -12,6 +12,7 @@ from stabilize_celery.tasks.function import CallableTask
 from stabilize_celery.tasks.interface import NoOpTask, Task
 
 TaskSource = type[Task] | Task | Callable[..., Any]
+_Known = dict[str, Task | type[Task]]
 
 
 class TaskRegistry:
@@ -22,11 +23,11 @@ class TaskRegistry:
     """
 
     def __init__(self) -> None:
-        self._tasks: dict[str, Task | type[Task]] = {}
+        self._tasks: _Known = {}
         self._aliases: dict[str, str] = {}
-        self._builtin: dict[str, Task | type[Task]] = {}
+        self._builtin: _Known = {}
         #: Types of another engine, see :meth:`adopt`.
-        self._adopted: dict[str, Task | type[Task]] = {}
+        self._adopted: _Known = {}
         #: Built-in types that this deployment does without.
         self._excluded: set[str] = set()
         self.register("noop", NoOpTask)
@@ -55,17 +56,16 @@ class TaskRegistry:
         if not isinstance(task, Task) and not (isinstance(task, type) and issubclass(task, Task)):
             task = CallableTask(task)
         known = self._tasks.get(name)
-        given = known is not None and (known is self._builtin.get(name) or known is self._adopted.get(name))
-        if not replace and known is not None and not given:
+        gives_way = known in (None, task, self._builtin.get(name), self._adopted.get(name))
+        if known is not None and not replace and not gives_way:
             ours, theirs = _origin(known), _origin(task)
-            if known is not task and (ours != theirs or "<" in ours[1]):
+            if ours != theirs or "<" in ours[1]:
                 raise ConfigurationError(
                     f"task type {name!r} is registered already: {ours[1]} of {ours[0]}, and now {theirs[1]} of "
                     f"{theirs[0]}; give one of them another name"
                 )
         self._tasks[name] = task
-        for alias in (*aliases, *getattr(task, "aliases", ())):
-            self._aliases[alias] = name
+        self._aliases |= dict.fromkeys((*aliases, *getattr(task, "aliases", ())), name)
 
     def exclude(self, names: Iterable[str]) -> None:
         """Do without some built-in types, unless others were registered under their names."""
@@ -76,9 +76,8 @@ class TaskRegistry:
                 self._excluded.add(name)
 
     def why_unknown(self, name: str) -> str:
-        """What to say of a type that nothing is registered for."""
-        last = name.rsplit(".", 1)[-1].lower().removesuffix("task")
-        if last in self._excluded:
+        """The error text of a type that nothing is registered for."""
+        if self.is_excluded(name):
             return f"task type {name!r} is left out of this deployment by the setting stabilize_builtin_tasks"
         return f"no task type {name!r} is registered{self.suggest(name)}"
 
@@ -96,11 +95,11 @@ class TaskRegistry:
 
     @property
     def has_own_types(self) -> bool:
-        """Whether somebody registered types of their own."""
+        """Whether it has more than the built-in types."""
         return bool(self._tasks.keys() - self._builtin.keys())
 
     def adopt(self, other: TaskRegistry) -> None:
-        """Take over the types that somebody registered in another registry; its built-in ones are left to it."""
+        """Take over the types of another registry, but for its built-in ones."""
         own = {name: task for name, task in other._tasks.items() if other._builtin.get(name) is not task}
         self._tasks |= own
         # They give way to the types of this engine, as the built-in ones do: a test replaces what an app has.
@@ -114,9 +113,7 @@ class TaskRegistry:
             TaskNotFoundError: nothing is registered under that name; suggests similar ones.
         """
         source = self._tasks[self.name_of(name)]
-        if isinstance(source, Task):
-            return source
-        return source()
+        return source if isinstance(source, Task) else source()
 
     def knows(self, name: str) -> bool:
         """Whether a type of that name can be resolved."""
@@ -124,12 +121,9 @@ class TaskRegistry:
 
     def overrides(self, name: str, hook: str) -> bool:
         """Whether the type has its own version of a hook such as ``on_cleanup``; false for unknown types."""
-        found = self._find(name)
-        if found is None:
-            return False
-        source = self._tasks[found]
+        source = self._tasks.get(self._find(name) or "")
         cls = source if isinstance(source, type) else type(source)
-        return getattr(cls, hook) is not getattr(Task, hook)
+        return source is not None and getattr(cls, hook) is not getattr(Task, hook)
 
     def names(self) -> list[str]:
         """Every registered name."""
@@ -156,9 +150,9 @@ class TaskRegistry:
         """
         found = self._find(name)
         if found is None:
-            if self.is_excluded(name):
-                raise TaskNotFoundError(self.why_unknown(name))
-            raise TaskNotFoundError(f"No task found for type: {name}{self.suggest(name)}")
+            excluded = self.is_excluded(name)
+            unknown = f"No task found for type: {name}{self.suggest(name)}"
+            raise TaskNotFoundError(self.why_unknown(name) if excluded else unknown)
         return found
 
 

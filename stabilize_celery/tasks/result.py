@@ -1,4 +1,4 @@
-"""What a task says when it returns."""
+"""The result of one call of a task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class HandOver:
 
     Attributes:
         queue: where it waits; while messages wait there it is not sent again.
-        publish: sends the work, given what says which message row is to be taken over; called after the commit.
+        publish: sends the work, given the headers that name the message row to take over; called after the commit.
         delay: seconds before which it is not started.
         details: for the history.
     """

@@ -54,7 +54,7 @@ class TaskRun:
         return self.clock.now()
 
     def interrupt(self) -> None:
-        """Tell the task to stop; called by the engine, from another thread."""
+        """Stop the task; called by the engine, from another thread."""
         with self._lock:
             self.cancelled.set()
             callbacks, self._callbacks = self._callbacks, []
@@ -67,7 +67,7 @@ class TaskRun:
 
     @contextmanager
     def on_interrupt(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Call ``callback`` (from another thread) if the task is told to stop while the block runs."""
+        """Call ``callback`` (from another thread) if the task is stopped while the block runs."""
         with self._lock:
             late = self.cancelled.is_set()
             if not late:

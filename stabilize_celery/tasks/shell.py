@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, NoReturn
@@ -25,12 +25,10 @@ from stabilize_celery.tasks.options import (
     ProcessOptions,
     as_text,
     execution_timeout,
-    fitted,
     masker_of,
     printed,
     read_options,
     redactor_of,
-    seconds,
     stage_label,
     visible_data,
 )
@@ -62,6 +60,11 @@ class ShellOptions(ProcessOptions):
     binary: bool = False
     #: A failure is retried by the engine instead of ending the stage.
     restart_on_failure: bool = False
+
+    def failure(self, error: str, data: Mapping[str, Any] | None = None) -> TaskResult:
+        if self.restart_on_failure and data is not None:
+            raise TransientError(error, context_update={"_last_outputs": data})
+        return super().failure(error, data)
 
     @field_validator("shell")
     @classmethod
@@ -161,20 +164,11 @@ def _result(options: ShellOptions, process: ProcessResult, stage: StageExecution
     if options.binary:
         raw = hide.data(process.stdout, truncated=process.stdout_truncated)
         data["stdout_b64"] = base64.b64encode(raw).decode("ascii")
-    data = fitted(data)
-    if succeeded:
-        return TaskResult.success(outputs=data)
-    if process.ended == "interrupt":
-        return TaskResult.terminal("Command was interrupted", context=data)
-    if process.ended == "timeout":
-        error = f"Command timed out after {seconds(options.timeout)}s"
-    else:
-        error = f"Command exited with code {process.exit_code} (expected: {options.expected_codes})"
-        if data["stderr"]:
-            error += f": {data['stderr'][:_ERROR_HEAD]}"
-    if options.restart_on_failure:
-        raise TransientError(error, context_update={"_last_outputs": data})
-    return options.failure(error, data)
+    wrong = None
+    if not succeeded:
+        wrong = f"Command exited with code {process.exit_code} (expected: {options.expected_codes})"
+        wrong += f": {data['stderr'][:_ERROR_HEAD]}" if data["stderr"] else ""
+    return options.result(process, data, "Command", wrong)
 
 
 # ---------------------------------------------------------------------- placeholders

@@ -24,7 +24,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 #: IPv4-compatible addresses (RFC 4291): deprecated, but some stacks still deliver them.
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
-#: Of no use to anybody who means well, though not marked private everywhere.
+#: Of no use to a well-meant request, though not marked private everywhere.
 _ALSO_BLOCKED = (
     ipaddress.IPv4Network("192.0.0.0/24"),  # protocol assignments
     ipaddress.IPv4Network("192.88.99.0/24"),  # 6to4 relays
@@ -42,7 +42,7 @@ class SsrfBlockedError(Exception):
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether everybody on the Internet could reach it, also when it is wrapped in another kind of address."""
+    """Whether it is reachable from the whole Internet, also when it is wrapped in another kind of address."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return is_public(address.ipv4_mapped)
     if any(address.version == net.version and address in net for net in _ALSO_BLOCKED):
@@ -143,7 +143,7 @@ class Network(httpcore.NetworkBackend):
             self.interrupt()
 
     def interrupt(self) -> None:
-        """End every connection, from another thread: whoever waits for data gets an end of file."""
+        """End every connection, from another thread: a thread that waits for data gets an end of file."""
         with self._lock:
             self._closed = True
             sockets = list(self._sockets)

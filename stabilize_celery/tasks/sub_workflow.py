@@ -29,7 +29,7 @@ class SubWorkflows(Protocol):
     def sub_workflow_result(
         self, workflow_id: str, stage: StageExecution
     ) -> tuple[S, dict[str, Any], dict[str, str]]:
-        """Its status, merged outputs, and errors by stage; from now on this pass of ``stage`` is told of its end."""
+        """Its status, merged outputs, and errors by stage; its end is reported to this pass of ``stage`` from now on."""
 
 
 class SubWorkflowTask(Task):
@@ -62,9 +62,9 @@ class SubWorkflowTask(Task):
         }
         if status is S.SUCCEEDED:
             return TaskResult.success(outputs=reported)
-        told = "; ".join(f"{ref}: {error}" for ref, error in errors.items())
+        texts = "; ".join(f"{ref}: {error}" for ref, error in errors.items())
         return TaskResult.terminal(
-            f"sub-workflow {child_id} ended {status}" + (f": {told}" if told else ""), context=reported
+            f"sub-workflow {child_id} ended {status}" + (f": {texts}" if texts else ""), context=reported
         )
 
     def _start(self, stage: StageExecution) -> TaskResult:

@@ -14,7 +14,7 @@ from stabilize_celery.tasks.options import TaskOptions, read_options
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import current_run
 
-#: Clocks of different machines are not closer than that; nobody waits for it again.
+#: Clocks of different machines are not closer than that: no second wait for it.
 _CLOSE_ENOUGH = timedelta(milliseconds=1)
 
 
@@ -55,10 +55,10 @@ class WaitTask(Task):
         run = current_run()
         assert run is not None, "a wait makes sense only inside a workflow"
         task = stage.task_by_id(run.task_id)
-        begun = (task.start_time if task is not None else None) or run.now()
-        end = options.until or begun + timedelta(seconds=options.seconds or options.waitTime or 0.0)
+        started = (task.start_time if task is not None else None) or run.now()
+        end = options.until or started + timedelta(seconds=options.seconds or options.waitTime or 0.0)
         left = end - run.now()
         if left > _CLOSE_ENOUGH:
             return TaskResult.running(retry_after=min(left.total_seconds(), MAX_SECONDS))
-        waited = max(0.0, (end - begun).total_seconds())
+        waited = max(0.0, (end - started).total_seconds())
         return TaskResult.success(outputs={"waitedSeconds": waited})

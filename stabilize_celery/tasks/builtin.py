@@ -9,7 +9,6 @@ from stabilize_celery.stages.celery import CeleryStageBuilder
 from stabilize_celery.tasks.approval import ApprovalTask
 from stabilize_celery.tasks.celery_results import CeleryResultsTask
 from stabilize_celery.tasks.celery_task import CeleryTask
-from stabilize_celery.tasks.docker import DockerTask
 from stabilize_celery.tasks.http import HTTPTask
 from stabilize_celery.tasks.python import PythonTask
 from stabilize_celery.tasks.registry import TaskRegistry
@@ -34,7 +33,6 @@ def register_builtin_tasks(registry: TaskRegistry) -> None:
     registry.register("python", PythonTask)
     registry.register("shell", ShellTask)
     registry.register("http", HTTPTask)
-    registry.register("docker", DockerTask)
     registry.register("celery", CeleryTask)
     registry.register("celery_results", CeleryResultsTask)
     register_builder(CeleryStageBuilder())

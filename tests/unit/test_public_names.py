@@ -18,6 +18,7 @@ PACKAGE = [
     "CompleteTaskHandler",
     "CompleteWorkflowHandler",
     "ContinueParentStageHandler",
+    "DockerTask",
     "FakeClock",
     "JumpToStageHandler",
     "Orchestrator",

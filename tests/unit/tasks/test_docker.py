@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from stabilize_celery.contrib.docker import DockerTask
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.tasks.docker import DockerTask
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun, running
 from tests.unit.tasks.fake_docker import Container, FakeDocker
@@ -211,7 +211,7 @@ class ManualTimer:
 @pytest.fixture
 def time_is_over_at(engine: FakeDocker, monkeypatch: pytest.MonkeyPatch) -> Any:
     ManualTimer.made.clear()
-    monkeypatch.setattr("stabilize_celery.tasks.docker_client.threading.Timer", ManualTimer)
+    monkeypatch.setattr("stabilize_celery.contrib.docker.threading.Timer", ManualTimer)
 
     def at(point: str) -> None:
         engine.reached = lambda reached: ManualTimer.made[0].fire() if reached == point else None
@@ -315,20 +315,6 @@ def test_pull(engine: FakeDocker):
     )
 
 
-def test_ps_and_images(engine: FakeDocker):
-    engine.containers["1" * 64] = Container("1" * 64, {"Image": "busybox"}, "c", started=True)
-    (line,) = outputs({"action": "ps"})["stdout"].splitlines()
-    assert json.loads(line) == {
-        "ID": "1" * 12,
-        "Image": "busybox",
-        "Names": ["c"],
-        "State": "running",
-        "Status": "Up",
-    }
-    (line,) = outputs({"action": "images"})["stdout"].splitlines()
-    assert json.loads(line) == {"ID": "ab" * 6, "Tags": ["busybox:latest"], "Size": 5}
-
-
 def test_logs_stop_rm(engine: FakeDocker):
     container = Container("1" * 64, {"Image": "busybox", "Cmd": ["print", "hi", "&&", "error", "e"]}, "c")
     container.start()
@@ -352,8 +338,9 @@ def test_logs_stop_rm(engine: FakeDocker):
     [
         (
             {"action": "foo"},
-            "Unsupported action 'foo'. Supported: ['build', 'exec', 'images', 'logs', 'ps', ",
+            "option 'action': Input should be 'build', 'exec', 'logs', 'pull', 'rm', 'run' or 'stop'",
         ),
+        ({"action": "ps"}, "or 'stop' (got 'ps')"),
         ({"action": "run"}, "No 'image' specified in context"),
         ({"action": "exec", "name": "c"}, "No 'command' specified in context"),
         ({"action": "build"}, "No 'tag' specified in context"),

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
+from stabilize_celery.contrib.docker import DockerMissingError, DockerTask, connect
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.tasks.docker import DockerTask
-from stabilize_celery.tasks.docker_client import DockerMissingError, connect
 from stabilize_celery.tasks.result import TaskResult
 from tests.unit.tasks.helpers import stage_of
 
@@ -28,7 +27,7 @@ def engine() -> Any:
         gc.collect()
         pytest.skip("no Docker engine answers")
     try:
-        client.inspect_image(IMAGE)
+        client.images.get(IMAGE)
     except Exception:
         pytest.skip(f"the engine does not have {IMAGE}")
     return client
@@ -52,4 +51,4 @@ def test_timeout(engine: Any):
     result = run(["sh", "-c", "echo before; sleep 1000"], timeout=5, name="stabilize-test-timeout")
     assert result.context["error"] == "Docker run timed out after 5s"
     assert result.context["stdout"] == "before"
-    assert not engine.containers(all=True, filters={"name": "stabilize-test-timeout"})
+    assert not engine.containers.list(all=True, filters={"name": "stabilize-test-timeout"})

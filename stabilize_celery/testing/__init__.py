@@ -1,7 +1,8 @@
 """What users test their workflows with.
 
-``plugin`` is loaded by every pytest run and gives the fixture ``stabilize`` (an engine in the test's process, see
-:class:`StabilizeForTests`).  The names below are imported when they are asked for, because of the plugin.
+The plugin is loaded by every pytest run of every user and gives the fixture ``stabilize`` (an engine in the test's
+process, see :class:`StabilizeForTests`).  The names below are imported when they are used, so that a run that does not
+use them does not import the engine.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
         draw,
     )
     from stabilize_celery.testing.kit import StabilizeForTests
-    from stabilize_celery.testing.lost_worker import LostWorker
-    from stabilize_celery.testing.stubs import Stub, StubCall
+    from stabilize_celery.testing.stubs import LostWorker, Stub, StubCall
 
 __all__ = [
     "LostWorker",
@@ -35,26 +35,14 @@ __all__ = [
     "draw",
 ]
 
-_HOMES = {
-    "LostWorker": "lost_worker",
-    "StabilizeForTests": "kit",
-    "Stub": "stubs",
-    "StubCall": "stubs",
-    "assert_failed": "assertions",
-    "assert_order": "assertions",
-    "assert_stage": "assertions",
-    "assert_status": "assertions",
-    "assert_succeeded": "assertions",
-    "draw": "assertions",
-}
-
 
 def __dir__() -> list[str]:
     return list(__all__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+    if name in __all__:
+        for module in ("assertions", "stubs", "kit"):
+            if (value := vars(import_module(f"{__name__}.{module}")).get(name)) is not None:
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What tests say about workflows; whoever is wrong is shown the whole workflow.
+"""What tests say about workflows; a failure shows the whole workflow.
 
 They look at any run, on an embedded engine or on workers, as it is now: wait for it first.
 """
@@ -81,8 +81,8 @@ def assert_failed(run: WorkflowRun, stage: str | None = None, error: str | None 
             raise _wrong(run, f"stage {stage} is {found.status} and has not failed")
         errors = {stage: errors.get(stage, "")}
     if error is not None and not any(error in text for text in errors.values()):
-        told = "; ".join(f"{ref}: {text}" for ref, text in errors.items()) or "there is no error"
-        raise _wrong(run, f"no error contains {error!r}; {told}")
+        known = "; ".join(f"{ref}: {text}" for ref, text in errors.items()) or "there is no error"
+        raise _wrong(run, f"no error contains {error!r}; {known}")
 
 
 def assert_stage(
@@ -95,7 +95,7 @@ def assert_stage(
     attempts: int | None = None,
     error: str | None = None,
 ) -> StageExecution:
-    """Fail unless a stage is as told; what is not told may be anything.
+    """Fail unless a stage is as given; what is not given may be anything.
 
     Args:
         run: the workflow.
@@ -124,45 +124,45 @@ def assert_stage(
     made = sum(task.attempts for task in found.tasks)
     if attempts is not None and made != attempts:
         raise _wrong(run, f"stage {stage} took {made} attempts, not {attempts}")
-    told = stage_errors(workflow).get(found.called, "")
-    if error is not None and error not in told:
-        raise _wrong(run, f"the error of stage {stage} is {told!r} and does not contain {error!r}")
+    text = stage_errors(workflow).get(found.called, "")
+    if error is not None and error not in text:
+        raise _wrong(run, f"the error of stage {stage} is {text!r} and does not contain {error!r}")
     return found
 
 
 def assert_order(run: WorkflowRun, *stages: str) -> None:
-    """Fail unless each stage had ended, for the first time, before the next one began for the first time.
+    """Fail unless each stage had ended, for the first time, before the next one started for the first time.
 
     Args:
         run: the workflow.
         stages: two ref_ids at least, or names of synthetic stages.
 
     Raises:
-        AssertionError: it was otherwise, or one never began; with the workflow's tree.
+        AssertionError: it was otherwise, or one never started; with the workflow's tree.
     """
     __tracebackhide__ = True
     if len(stages) < 2:
         raise ValueError("an order is of two stages at least")
     workflow = run.workflow()
     names = {_stage(run, workflow, stage).id: stage for stage in stages}
-    began: dict[str, int] = {}
+    started: dict[str, int] = {}
     ended: dict[str, int] = {}
     for number, entry in enumerate(run.history()):
         if entry["event"] != "stage" or entry["stage_id"] not in names:
             continue
         name, status = names[entry["stage_id"]], entry["to_status"]
         if status is WorkflowStatus.RUNNING:
-            began.setdefault(name, number)
+            started.setdefault(name, number)
         elif status.is_complete:
             ended.setdefault(name, number)
     for stage in stages:
-        if stage not in began:
-            raise _wrong(run, f"stage {stage} has not begun")
+        if stage not in started:
+            raise _wrong(run, f"stage {stage} has not started")
     for first, then in pairwise(stages):
-        if first not in ended or ended[first] > began[then]:
-            happened = " < ".join(sorted(began, key=lambda name: began[name]))
+        if first not in ended or ended[first] > started[then]:
+            happened = " < ".join(sorted(started, key=lambda name: started[name]))
             raise _wrong(
-                run, f"stage {first} had not ended when {then} began; they began in the order {happened}"
+                run, f"stage {first} had not ended when {then} started; they started in the order {happened}"
             )
 
 

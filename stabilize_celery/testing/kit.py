@@ -2,25 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 from stabilize_celery.clock import MAX_SECONDS, FakeClock, check_seconds
-from stabilize_celery.delivery.inline import LocalPublisher
+from stabilize_celery.delivery.inline import EmbeddedProcessor, LocalPublisher
 from stabilize_celery.engine import Stabilize
-from stabilize_celery.errors import TaskNotFoundError
+from stabilize_celery.errors import ConfigurationError, TaskNotFoundError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.run import WorkflowRun
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.celery_task import CeleryTask
-from stabilize_celery.testing.alone import GIVEN, GivenTask, workflow_around
 from stabilize_celery.testing.assertions import draw
-from stabilize_celery.testing.lost_worker import LostWorker, MortalProcessor
-from stabilize_celery.testing.origin import settings_of
-from stabilize_celery.testing.stubs import NOTHING, CeleryTasksInPlace, Stub
+from stabilize_celery.testing.stubs import (
+    GIVEN,
+    NOTHING,
+    CeleryTasksInPlace,
+    GivenTask,
+    LostWorker,
+    Stub,
+    WorkerDiedError,
+    workflow_around,
+)
+
+#: More messages than any test of a workflow needs.
+MOST_MESSAGES = 20_000
+#: Settings that are about the place an engine lives in.
+_OF_PLACE = {"database_url", "database_pool_size", "database_prepare", "database_listen_url", "imports"}
+
+
+class MortalProcessor(EmbeddedProcessor):
+    """The processor of a test: it survives its workers, and notices what goes on for ever."""
+
+    _handled = 0
+
+    def step(self) -> bool:
+        self._count()
+        try:
+            return super().step()
+        except WorkerDiedError:
+            return True
+
+    def begin(self) -> None:
+        """Count messages from here on."""
+        self._handled = 0
+
+    def drain(self, timeout: float | None = None, until: Callable[[], bool] | None = None) -> int:
+        self.begin()
+        return super().drain(timeout, until)
+
+    def _start(self, found: tuple[str, str]) -> None:
+        self._count()
+        with suppress(WorkerDiedError):
+            super()._start(found)
+
+    def _count(self) -> None:
+        self._handled += 1
+        if self._handled > MOST_MESSAGES:
+            raise AssertionError(
+                f"{MOST_MESSAGES} messages were handled and there are more: does a task poll, retry or jump for ever?"
+                " advance(seconds) handles only what is due until then"
+            )
 
 
 class StabilizeForTests(Stabilize):
@@ -83,10 +130,10 @@ class StabilizeForTests(Stabilize):
         self.runs += [run for run in runs if run not in self.runs]
         return runs
 
-    def tell_runs(self, told: str = "", most: int = 5) -> list[str]:
-        """The trees of the workflows started last, but for those that have been told."""
+    def _undrawn(self, report: str, most: int = 5) -> list[str]:
+        """The trees of the workflows started last, but for those that the report of a test shows."""
         trees = [draw(run) for run in self.runs[-most:]]
-        return [tree for tree in trees if any(line.strip() not in told for line in tree.splitlines())]
+        return [tree for tree in trees if any(line.strip() not in report for line in tree.splitlines())]
 
     # ------------------------------------------------------------------ time
 
@@ -217,3 +264,61 @@ class StabilizeForTests(Stabilize):
         if drain:
             self.drain()
         return run
+
+
+# ---------------------------------------------------------------------- the user's own engine
+
+
+def settings_of(stabilize: Stabilize | None) -> dict[str, Any]:
+    """The settings of an engine that make sense elsewhere too; reading them imports what ``stabilize_imports`` names.
+
+    Raises:
+        ConfigurationError: its app is configured wrongly.
+    """
+    if stabilize is None or (stabilize.app is None and stabilize._settings is None):
+        return {}
+    return stabilize.settings.model_dump(exclude=_OF_PLACE)
+
+
+def find_engine(source: Any) -> Stabilize | None:
+    """The engine that is meant.
+
+    Args:
+        source: an engine, a Celery app that has one, ``None`` or an empty text for none at all, or where to find it:
+            ``"shop"`` (the engine in a module) or ``"shop:app"`` (an app or an engine by its name there).
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if source is None or source == "" or isinstance(source, Stabilize):
+        return source or None
+    if isinstance(source, str):
+        return _engine_at(source)
+    from celery import Celery
+
+    if isinstance(source, Celery):
+        from stabilize_celery.delivery.install import engine_of
+
+        return engine_of(source)
+    raise ConfigurationError(
+        f"stabilize_app must be a Celery app, a Stabilize, or text such as 'shop:app', not {source!r}"
+    )
+
+
+def _engine_at(place: str) -> Stabilize | None:
+    name, _, attribute = place.partition(":")
+    module = import_module(name)
+    if attribute:
+        if not hasattr(module, attribute):
+            raise ConfigurationError(f"stabilize_app is {place!r}, but module {name} has no {attribute!r}")
+        found = getattr(module, attribute)
+        if isinstance(found, str) or found is None:
+            raise ConfigurationError(f"stabilize_app is {place!r}, which is {found!r} and no app")
+        return find_engine(found)
+    engines = {id(value): value for value in vars(module).values() if isinstance(value, Stabilize)}
+    if len(engines) != 1:
+        raise ConfigurationError(
+            f"stabilize_app is {place!r}, a module with {len(engines)} Stabilize objects;"
+            f" name the one that is meant, as in {name}:stabilize"
+        )
+    return next(iter(engines.values()))

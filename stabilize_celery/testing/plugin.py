@@ -1,4 +1,4 @@
-"""The pytest plugin.  Every pytest run of every user loads it: what it needs it imports when it is used."""
+"""The pytest plugin.  Every pytest run of every user loads it, so it imports the engine in its fixtures only."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ _APP = "stabilize_app"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option of the ini file."""
-    parser.addini(
-        _APP,
-        default="",
-        help="whose task types and settings the fixture stabilize takes over: module, module:app or module:engine",
+    about = (
+        "whose task types and settings the fixture stabilize takes over: module, module:app or module:engine"
     )
+    parser.addini(_APP, default="", help=about)
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def stabilize_options() -> dict[str, Any]:
 
 @pytest.fixture
 def stabilize_clock() -> FakeClock:
-    """The clock of :func:`stabilize`: it stands still until the engine moves it; override it to begin at another time."""
+    """The clock of :func:`stabilize`: it stands still until the engine moves it; override it to start at another time."""
     from stabilize_celery.clock import FakeClock
 
     return FakeClock()
@@ -51,8 +50,7 @@ def stabilize(
     stabilize_app: Any, stabilize_options: dict[str, Any], stabilize_clock: FakeClock
 ) -> Iterator[StabilizeForTests]:
     """An engine for one test, in its process: see :class:`stabilize_celery.testing.StabilizeForTests`."""
-    from stabilize_celery.testing.kit import StabilizeForTests
-    from stabilize_celery.testing.origin import find_engine
+    from stabilize_celery.testing.kit import StabilizeForTests, find_engine
 
     engine = StabilizeForTests.like(find_engine(stabilize_app), clock=stabilize_clock, **stabilize_options)
     yield engine
@@ -64,8 +62,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """A test that fails shows the workflows it has run."""
     report = yield
     if report.when == "call" and report.failed:
-        engine: Any = getattr(item, "funcargs", {}).get("stabilize")
-        tell = getattr(engine, "tell_runs", None)
-        if tell is not None:
-            report.sections += [("workflows", told) for told in tell(str(report.longrepr))]
+        trees = getattr(getattr(item, "funcargs", {}).get("stabilize"), "_undrawn", None)
+        if trees is not None:
+            report.sections += [("workflows", tree) for tree in trees(str(report.longrepr))]
     return report

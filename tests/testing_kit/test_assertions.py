@@ -89,9 +89,9 @@ def test_whoever_is_wrong_is_shown_the_workflow(run):
             lambda run: assert_stage(run, "charge", error="x"),
             "the error of stage charge is '' and does not contain 'x'",
         ),
-        (lambda run: assert_order(run, "ship", "charge"), "stage ship had not ended when charge began"),
+        (lambda run: assert_order(run, "ship", "charge"), "stage ship had not ended when charge started"),
         (lambda run: assert_order(run, "ship", "charge"), "in the order charge < ship"),
-        (lambda run: assert_order(run, "ship", "thank"), "stage thank has not begun"),
+        (lambda run: assert_order(run, "ship", "thank"), "stage thank has not started"),
         (lambda run: assert_order(run, "ship", "tank"), "there is no stage 'tank'"),
     ],
 )
@@ -112,7 +112,7 @@ def test_outputs_of_the_workflow_are_compared(stabilize):
 def test_side_by_side_is_no_order(stabilize):
     ask = StageExecution.single("ask", "approval")
     run = stabilize.run(Workflow.create("shop", "order", [ask, StageExecution.single("other", "noop")]))
-    refused("stage ask had not ended when other began", check=lambda: assert_order(run, "ask", "other"))
+    refused("stage ask had not ended when other started", check=lambda: assert_order(run, "ask", "other"))
 
 
 def test_an_order_is_that_of_the_first_pass(stabilize):

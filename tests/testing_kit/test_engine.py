@@ -20,7 +20,7 @@ from stabilize_celery import (
 )
 from stabilize_celery import WorkflowStatus as S
 from stabilize_celery.errors import ConfigurationError, TaskNotFoundError
-from stabilize_celery.testing import lost_worker
+from stabilize_celery.testing import kit
 from stabilize_celery.testing.assertions import assert_failed, assert_stage, assert_status, assert_succeeded
 
 WEEK = 7 * 86400
@@ -84,7 +84,7 @@ def test_a_signal_before_the_time_is_over_and_after_it(stabilize):
 
 @pytest.mark.parametrize("go_on", ["drain", "advance"])
 def test_what_never_ends_is_noticed(stabilize, monkeypatch, go_on):
-    monkeypatch.setattr(lost_worker, "MOST_MESSAGES", 20)
+    monkeypatch.setattr(kit, "MOST_MESSAGES", 20)
     stabilize.stub("poll", returns=TaskResult.running())
     stabilize.start(flow(one("poll")))
     with pytest.raises(AssertionError, match="20 messages were handled and there are more"):
@@ -92,7 +92,7 @@ def test_what_never_ends_is_noticed(stabilize, monkeypatch, go_on):
 
 
 def test_many_short_workflows_are_not_taken_for_one_that_never_ends(stabilize, monkeypatch):
-    monkeypatch.setattr(lost_worker, "MOST_MESSAGES", 20)
+    monkeypatch.setattr(kit, "MOST_MESSAGES", 20)
     for _ in range(15):
         assert_succeeded(stabilize.run(flow(one("noop"))))
 

@@ -9,7 +9,7 @@ from celery import Celery
 
 from stabilize_celery import Stabilize
 from stabilize_celery.errors import ConfigurationError
-from stabilize_celery.testing.origin import find_engine, settings_of
+from stabilize_celery.testing.kit import find_engine, settings_of
 
 MODULES = {
     "kit_shop": """

@@ -149,3 +149,17 @@ def test_a_failure_shows_the_workflow_once(project):
         assert "no boxes" in part
         assert part.count("shop/order") == 1
     assert "- workflows -" not in typo
+
+
+def test_a_run_that_uses_nothing_of_it_does_not_import_the_engine(pytester):
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_it(request):
+            assert request.config.pluginmanager.has_plugin("stabilize_celery")
+            for name in ("stabilize_celery.engine", "stabilize_celery.clock", "celery", "sqlalchemy", "pydantic", "rich"):
+                assert name not in sys.modules
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:celery").assert_outcomes(passed=1)

@@ -164,7 +164,7 @@ TESTING = [
     "draw",
 ]
 #: What the engine of a test has besides.
-KIT = ["advance", "drain", "like", "lose_worker", "run_stage", "stub", "tell_runs"]
+KIT = ["advance", "drain", "like", "lose_worker", "run_stage", "stub"]
 STUB_CALL = ["args", "at", "attempt", "context", "idempotency_key", "kwargs", "own_context", "stage"]
 
 

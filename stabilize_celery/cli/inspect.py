@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,10 +14,9 @@ from rich.measure import Measurement
 from rich.text import Text
 
 from stabilize_celery.cli import base, output
-from stabilize_celery.cli.tree import LiveTree, phase_of, stage_tree, title
-from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.cli.tree import LiveTree, stage_tree, title
+from stabilize_celery.models.json import WorkflowData, WorkflowWithStages, named_history, to_json
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.run import WorkflowRun, merged_outputs, stage_tracebacks
 
@@ -70,7 +69,9 @@ def _list(ctx: click.Context, /, status: str | None, as_json: bool, **filters: A
     found = engine.store.find(status=chosen, **filters)
     now = engine.store.now()
     if as_json:
-        output.print_json([_head_json(workflow, now) for workflow in found])
+        output.print_json(
+            [to_json(WorkflowData, each, now) | {"dedup_key": each.dedup_key} for each in found]
+        )
     elif found:
         _print_workflows(found, now)
     else:
@@ -92,9 +93,9 @@ def _show(ctx: click.Context, id: str, history: bool, outputs: bool, everything:
     engine = base.open_engine(ctx)
     run = base.find_run(engine, id)
     workflow, now = run.workflow(), engine.store.now()
-    entries = _history_json(run.history(), workflow) if history else []
+    entries = named_history(run.history(), workflow) if history else []
     if as_json:
-        output.print_json(workflow_json(workflow, now) | ({"history": entries} if history else {}))
+        output.print_json(_workflow_json(workflow, now) | ({"history": entries} if history else {}))
         return
     console = output.make_console()
     most = len(workflow.stages) if everything else 200
@@ -142,13 +143,15 @@ def finish(ctx: click.Context, run: WorkflowRun, as_json: bool) -> None:
     """Print the outputs of a run whose tree has been shown, and exit as it ended."""
     workflow = run.workflow()
     if as_json:
-        output.print_json(workflow_json(workflow, run._engine.store.now()))
+        output.print_json(_workflow_json(workflow, run._engine.store.now()))
     elif outputs := merged_outputs(workflow):
         output.print_table(("output", "value"), _output_cells(outputs))
     ctx.exit(0 if workflow.status is WorkflowStatus.SUCCEEDED else 1)
 
 
-# ---------------------------------------------------------------------------------------------- for people
+def _workflow_json(workflow: Workflow, now: datetime) -> dict[str, Any]:
+    outputs = merged_outputs(workflow)
+    return {**to_json(WorkflowWithStages, workflow, now), "outputs": outputs}
 
 
 def _print_workflows(found: Sequence[Workflow], now: datetime) -> None:
@@ -187,74 +190,10 @@ def _history_cells(entry: Mapping[str, Any]) -> tuple[str | Text, ...]:
     if entry["task"] and entry["task"] != entry["stage"]:
         what += f" / {entry['task']}"
     return (
-        entry["at"].astimezone().strftime("%H:%M:%S.%f")[:-3],
+        datetime.fromisoformat(entry["at"]).astimezone().strftime("%H:%M:%S.%f")[:-3],
         what,
-        str(entry["from"] or ""),
-        output.styled(entry["to"]) if entry["to"] else "",
+        entry["from"] or "",
+        output.styled(WorkflowStatus[entry["to"]]) if entry["to"] else "",
         entry["reason"] or "",
         entry["actor"] or entry["worker"] or "",
     )
-
-
-# ---------------------------------------------------------------------------------------------- for programs
-
-
-def _fields(thing: Any, names: str) -> dict[str, Any]:
-    return {name: getattr(thing, name) for name in names.split()}
-
-
-def _timed(thing: Workflow | StageExecution | TaskExecution, now: datetime, names: str) -> dict[str, Any]:
-    took = None if thing.start_time is None else (thing.end_time or now) - thing.start_time
-    seconds = None if took is None else round(max(0.0, took.total_seconds()), 6)
-    return {**_fields(thing, f"{names} start_time end_time"), "elapsed_seconds": seconds}
-
-
-def _head_json(workflow: Workflow, now: datetime) -> dict[str, Any]:
-    """A workflow without its stages."""
-    paused = workflow.paused
-    return {
-        **_timed(workflow, now, "id application name status created_at"),
-        "trigger": workflow.trigger.to_dict(),
-        **_fields(workflow, "context pipeline_config_id dedup_key canceled_by cancellation_reason"),
-        "paused_by": paused.paused_by if paused is not None and paused.is_paused else None,
-    }
-
-
-def workflow_json(workflow: Workflow, now: datetime) -> dict[str, Any]:
-    """A workflow with its stages, tasks and outputs, in the form that programs may rely on."""
-    stages = [_stage_json(stage, now) for stage in workflow.stages]
-    return {**_head_json(workflow, now), "stages": stages, "outputs": merged_outputs(workflow)}
-
-
-def _stage_json(stage: StageExecution, now: datetime) -> dict[str, Any]:
-    phase = phase_of(stage)
-    return {
-        **_timed(stage, now, "id ref_id name type status"),
-        "requires": sorted(stage.requisite_stage_ref_ids),
-        "parent_id": stage.parent_stage_id,
-        "phase": None if phase is None else phase.value,
-        "attempts": output.attempts(stage),
-        "error": output.error_text(stage) or None,
-        "outputs": stage.outputs,
-        "tasks": [
-            {
-                **_timed(task, now, "id name status"),
-                "type": task.implementing_class,
-                **_fields(task, "attempts last_error"),
-            }
-            for task in stage.tasks
-        ],
-    }
-
-
-def _history_json(entries: Iterable[Mapping[str, Any]], workflow: Workflow) -> list[dict[str, Any]]:
-    """Transitions, oldest first, with the names of the stages and tasks they are about."""
-    stages = {stage.id: stage.called for stage in workflow.stages}
-    tasks = {task.id: task.name for stage in workflow.stages for task in stage.tasks}
-    names = ("at", "event", "stage_id", "task_id", "generation", "reason", "actor", "worker", "details")
-    return [
-        {name: entry[name] for name in names}
-        | {"stage": stages.get(entry["stage_id"]), "task": tasks.get(entry["task_id"])}
-        | {"from": entry["from_status"], "to": entry["to_status"]}
-        for entry in entries
-    ]

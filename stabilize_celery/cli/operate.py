@@ -280,8 +280,9 @@ def _error(dead: dict[str, Any]) -> str:
 
 
 def _dead_json(dead: dict[str, Any]) -> dict[str, Any]:
-    names = ("id", "type", "label", "workflow_id", "stage_id", "task_id", "attempts", "died_at")
-    return {**{name: dead[name] for name in names}, "error": _error(dead)}
+    names = ("id", "type", "label", "workflow_id", "stage_id", "task_id", "attempts")
+    written = {name: dead[name] for name in names}
+    return {**written, "died_at": dead["died_at"].isoformat(), "error": _error(dead)}
 
 
 # ---------------------------------------------------------------------------------------------- prune

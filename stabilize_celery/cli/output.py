@@ -17,8 +17,6 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from stabilize_celery.errors import described_text
-from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.redaction import DEFAULT_KEYS, redact
 
@@ -113,12 +111,8 @@ def progress(what: str) -> Iterator[Callable[[int], None]]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document; times are ISO 8601 with their zone, statuses their names."""
-
-    def plain(value: datetime | S) -> str:
-        return value.isoformat() if isinstance(value, datetime) else value.label
-
-    written = json.dumps(shown(value), indent=2, ensure_ascii=False, default=plain)
+    """One JSON document."""
+    written = json.dumps(shown(value), indent=2, ensure_ascii=False)
     # JSON itself leaves these as they are, and some terminals obey them.
     click.echo(re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", written))
 
@@ -178,19 +172,3 @@ def local_time(moment: datetime | None) -> str:
 def stages_text(number: int) -> str:
     """``1 stage``, ``2,000 stages``."""
     return f"{number:,} stage{'s' * (number != 1)}"
-
-
-def attempts(stage: StageExecution) -> int:
-    """How often the task of a stage was started; of several tasks the most."""
-    return max((task.attempts for task in stage.tasks), default=0)
-
-
-def error_text(stage: StageExecution) -> str:
-    """What went wrong in a stage that failed, or in the last attempt of one that is being retried."""
-    own = stage.own_context
-    if stage.status.is_failure:
-        return str(shown(described_text(own.get("exception")) or str(own.get("error") or "")))
-    if stage.status.is_complete:
-        return ""
-    errors = (task.last_error for task in stage.tasks if task.last_error and not task.status.is_complete)
-    return str(shown(described_text(next(errors, None)) or ""))

@@ -24,7 +24,8 @@ from rich.tree import Tree
 
 from stabilize_celery.cli import output
 from stabilize_celery.errors import StabilizeError
-from stabilize_celery.models.stage import Phase, StageExecution, SyntheticStageOwner
+from stabilize_celery.models.json import error_of, phase_of
+from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
@@ -74,14 +75,6 @@ def stage_tree(workflow: Workflow, now: datetime, *, most: int = 200, ascii: boo
 def title(stage: StageExecution) -> str:
     """What people call a stage, on one line."""
     return "".join(char if char.isprintable() else " " for char in stage.called)
-
-
-def phase_of(stage: StageExecution) -> Phase | None:
-    """When a synthetic stage runs, also where only its owner says so."""
-    if not stage.is_synthetic or stage.phase is not None:
-        return stage.phase
-    before = stage.synthetic_stage_owner is SyntheticStageOwner.STAGE_BEFORE
-    return Phase.BEFORE if before else Phase.AFTER
 
 
 # ---------------------------------------------------------------------------------------------- which lines, and where
@@ -174,7 +167,7 @@ class _Lines:
         text.append(" " * (self.title_width - row.reach))
         text.append("  ").append_text(output.styled(stage.status, self.status_width))
         text.append(f" {output.elapsed(stage.start_time, stage.end_time, self.now):>7}")
-        self._attempts(text, output.attempts(stage))
+        self._attempts(text, max((task.attempts for task in stage.tasks), default=0))
         if stage.status is S.SUSPENDED:
             text.append("  waits for a signal", style="magenta")
         required = {(stage.parent_stage_id, ref) for ref in stage.requisite_stage_ref_ids}
@@ -207,7 +200,7 @@ class _Lines:
 
 
 def _with_error(text: Text, stage: StageExecution) -> RenderableType:
-    lines = [line for line in output.error_text(stage).strip().splitlines() if line.strip()]
+    lines = [line for line in output.shown(error_of(stage)).splitlines() if line.strip()]
     if not lines:
         return text
     if len(lines) > _MOST_ERROR_LINES:

@@ -106,7 +106,7 @@ def test_show_in_json(answer, waiting: WorkflowRun) -> None:
     assert set(shown) == {
         "id", "application", "name", "status", "created_at", "start_time", "end_time", "elapsed_seconds", "trigger",
         "context", "pipeline_config_id", "dedup_key", "canceled_by", "cancellation_reason", "paused_by", "stages",
-        "outputs", "history",
+        "outputs", "history", "complete", "is_canceled", "now", "parent_workflow_id", "started_by",
     }  # fmt: skip
     stages = {stage["ref_id"]: stage for stage in shown["stages"]}
     assert {ref: stage["status"] for ref, stage in stages.items()} == {
@@ -116,6 +116,17 @@ def test_show_in_json(answer, waiting: WorkflowRun) -> None:
     }
     assert stages["end"]["requires"] == ["ask"]
     assert stages["make"]["outputs"] == shown["outputs"] == {"made": 3}
+    assert set(stages["make"]) >= {
+        "id", "ref_id", "name", "type", "status", "requires", "parent_id", "phase", "start_time", "end_time",
+        "elapsed_seconds", "attempts", "error", "outputs", "tasks",
+    }  # fmt: skip
+    assert set(stages["make"]["tasks"][0]) >= {
+        "id", "name", "type", "status", "start_time", "end_time", "elapsed_seconds", "attempts", "last_error",
+    }  # fmt: skip
+    assert set(shown["history"][0]) >= {
+        "at", "event", "stage", "stage_id", "task", "task_id", "generation", "from", "to", "reason", "actor",
+        "worker", "details",
+    }  # fmt: skip
     assert datetime.fromisoformat(stages["make"]["end_time"]).utcoffset() is not None
     assert stages["make"]["tasks"][0]["type"] == "make"
     steps = [(entry["event"], entry["stage"], entry["to"]) for entry in shown["history"]]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from stabilize_celery.cli.output import LOOKS, duration
 from stabilize_celery.cli.tree import stage_tree
@@ -15,7 +20,36 @@ from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.trigger import PausedDetails
 from stabilize_celery.models.workflow import Workflow
-from tests.unit.cli.drawings import NOW, printed, stage, workflow
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+def stage(
+    ref: str,
+    status: S = S.NOT_STARTED,
+    requires: Iterable[str] = (),
+    took: float = 1.0,
+    **fields: Any,
+) -> StageExecution:
+    made = StageExecution.single(ref, "python", requires=requires, **fields)
+    made.status = status
+    if status is not S.NOT_STARTED:
+        made.start_time = NOW - timedelta(seconds=took)
+        made.end_time = NOW if status.is_complete else None
+    return made
+
+
+def workflow(*stages: StageExecution) -> Workflow:
+    made = Workflow.create("shop", "order", stages)
+    made.id = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    return made
+
+
+def printed(what: Any, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(what)
+    assert isinstance(console.file, io.StringIO)
+    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
 
 
 def lines(made: Workflow, **options: int | bool) -> list[str]:

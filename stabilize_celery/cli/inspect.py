@@ -69,9 +69,7 @@ def _list(ctx: click.Context, /, status: str | None, as_json: bool, **filters: A
     found = engine.store.find(status=chosen, **filters)
     now = engine.store.now()
     if as_json:
-        output.print_json(
-            [to_json(WorkflowData, each, now) | {"dedup_key": each.dedup_key} for each in found]
-        )
+        output.print_json(to_json(list[WorkflowData], found, now))
     elif found:
         _print_workflows(found, now)
     else:

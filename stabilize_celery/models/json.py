@@ -92,7 +92,7 @@ class Derived:
 class Form(BaseModel):
     """A JSON object."""
 
-    model_config = ConfigDict(from_attributes=True, use_enum_values=True)
+    model_config = ConfigDict(from_attributes=True, use_enum_values=True, defer_build=True)
 
 
 class Timed(Form):
@@ -122,6 +122,7 @@ class WorkflowHead(Timed):
     created_at: Time | None
     now: Time | None
     pipeline_config_id: str | None
+    dedup_key: str | None
     canceled_by: Hidden[str | None]
     cancellation_reason: Hidden[str | None]
     is_canceled: bool
@@ -198,7 +199,6 @@ class StageData(StageHead):
 class WorkflowWithStages(WorkflowData):
     """A workflow with its stages and tasks."""
 
-    dedup_key: str | None
     stages: list[StageData]
 
 

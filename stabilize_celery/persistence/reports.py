@@ -63,6 +63,7 @@ HEAD = [
         "start_time",
         "end_time",
         "pipeline_config_id",
+        "dedup_key",
         "is_canceled",
         "canceled_by",
         "cancellation_reason",

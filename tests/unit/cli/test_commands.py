@@ -104,6 +104,7 @@ def failed(engine: Stabilize) -> str:
 def test_show_in_json(answer, waiting: WorkflowRun) -> None:
     shown = answer("show", waiting.id, "--history")
     assert set(shown) == {
+        "complete", "now", "is_canceled", "started_by", "parent_workflow_id",
         "id", "application", "name", "status", "created_at", "start_time", "end_time", "elapsed_seconds", "trigger",
         "context", "pipeline_config_id", "dedup_key", "canceled_by", "cancellation_reason", "paused_by", "stages",
         "outputs", "history", "complete", "is_canceled", "now", "parent_workflow_id", "started_by",

@@ -46,8 +46,7 @@ if TYPE_CHECKING:
     from stabilize_celery.models.stage import StageExecution, SyntheticStageOwner
     from stabilize_celery.models.status import WorkflowStatus
     from stabilize_celery.models.task import TaskExecution
-    from stabilize_celery.models.trigger import Trigger
-    from stabilize_celery.models.workflow import Workflow
+    from stabilize_celery.models.workflow import Trigger, Workflow
     from stabilize_celery.persistence.store import PostgresWorkflowStore, SqliteWorkflowStore
     from stabilize_celery.run import WorkflowRun
     from stabilize_celery.stages.builder import (
@@ -147,7 +146,7 @@ _HOMES = {
     "TaskRegistry": "stabilize_celery.tasks.registry",
     "TaskResult": "stabilize_celery.tasks.result",
     "TransientError": "stabilize_celery.errors",
-    "Trigger": "stabilize_celery.models.trigger",
+    "Trigger": "stabilize_celery.models.workflow",
     "Workflow": "stabilize_celery.models.workflow",
     "WorkflowCanceledError": "stabilize_celery.errors",
     "WorkflowFailedError": "stabilize_celery.errors",

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stabilize_celery.dag.validation import check_text
-from stabilize_celery.delivery.dispatch import Dispatcher
+from stabilize_celery.delivery.dispatcher import Dispatcher
 from stabilize_celery.errors import (
     InvalidMessageError,
     InvalidWorkflowError,
@@ -31,6 +30,7 @@ from stabilize_celery.messages import (
 )
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.validation import check_text
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.suggestions import did_you_mean

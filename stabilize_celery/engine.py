@@ -13,17 +13,18 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from stabilize_celery.builtin import configure_builtin_tasks, register_builtin_tasks
 from stabilize_celery.clock import Clock, check_seconds
 from stabilize_celery.control import Control
 from stabilize_celery.crash_points import reach
-from stabilize_celery.dag.validation import validate_workflow
-from stabilize_celery.delivery.dispatch import Dispatcher, Publisher
-from stabilize_celery.delivery.inline import EagerLoop, EmbeddedProcessor, LocalPublisher
+from stabilize_celery.delivery.dispatcher import Dispatcher, Publisher
+from stabilize_celery.delivery.embedded import EagerLoop, EmbeddedProcessor, LocalPublisher
 from stabilize_celery.errors import ConfigurationError, TaskNotFoundError, WorkflowTimeoutError
 from stabilize_celery.handlers.registry import default_handlers
 from stabilize_celery.maintenance import Maintenance
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus
+from stabilize_celery.models.validation import validate_workflow
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.nesting import Nesting
 from stabilize_celery.observe import Observer, Observers
@@ -39,7 +40,6 @@ from stabilize_celery.stages.builder import (
     StageDefinitionBuilderFactory,
     global_factory,
 )
-from stabilize_celery.tasks.builtin import configure_builtin_tasks, register_builtin_tasks
 from stabilize_celery.tasks.registry import TaskRegistry, TaskSource
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Stabilize(Control, Nesting, Maintenance):
         Raises:
             ConfigurationError: it is installed on another app already.
         """
-        from stabilize_celery.delivery.install import install
+        from stabilize_celery.delivery.celery_app import install
 
         if self.app is not None and self.app is not app:
             raise ConfigurationError(
@@ -140,7 +140,7 @@ class Stabilize(Control, Nesting, Maintenance):
                 raise ConfigurationError(
                     "this Stabilize has no Celery app yet: call init_app(app), or use Stabilize.embedded()"
                 )
-            from stabilize_celery.delivery.install import read_settings
+            from stabilize_celery.delivery.celery_app import read_settings
 
             self._use(read_settings(self.app))
         assert self._settings is not None

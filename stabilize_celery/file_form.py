@@ -22,8 +22,7 @@ from stabilize_celery.errors import InvalidWorkflowError
 from stabilize_celery.json_values import dumps_json
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.models.trigger import Trigger
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.workflow import Trigger, Workflow
 from stabilize_celery.suggestions import did_you_mean
 
 #: A date and a time with an offset, as ISO 8601 writes them; the loader knows the calendar as well.

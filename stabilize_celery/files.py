@@ -20,9 +20,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from stabilize_celery.dag.validation import validate_workflow
 from stabilize_celery.errors import CircularDependencyError, InvalidWorkflowError, WorkflowFileError
 from stabilize_celery.file_form import WorkflowForm, described, to_workflow, workflow_schema, workflow_to_dict
+from stabilize_celery.models.validation import validate_workflow
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.suggestions import did_you_mean
 

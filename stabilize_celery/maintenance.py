@@ -7,20 +7,20 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.clock import check_seconds
-from stabilize_celery.delivery.refill import Refilled, refill, refill_here
+from stabilize_celery.delivery.relay import Refilled, refill, refill_here
 from stabilize_celery.errors import RecoveryError
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence.messages import find_letters
 from stabilize_celery.persistence.retention import ENDS, Pruned, prune
 from stabilize_celery.recovery.audit import Auditor
 from stabilize_celery.recovery.dead_letters import DeadLetters
-from stabilize_celery.recovery.problem import Audit
+from stabilize_celery.recovery.findings import Audit
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from stabilize_celery.delivery.dispatch import Dispatcher, Publisher
-    from stabilize_celery.delivery.inline import EagerLoop
+    from stabilize_celery.delivery.dispatcher import Dispatcher, Publisher
+    from stabilize_celery.delivery.embedded import EagerLoop
     from stabilize_celery.persistence.store import WorkflowStore
     from stabilize_celery.settings import Settings
 

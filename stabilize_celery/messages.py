@@ -15,6 +15,9 @@ from stabilize_celery.errors import InvalidMessageError, UnknownMessageError
 from stabilize_celery.models.stage import Phase
 from stabilize_celery.models.status import WorkflowStatus
 
+#: An entrypoint, the Celery task that carries a message, is named by this and the message's type.
+TASK_PREFIX = "stabilize."
+
 
 class Gate(Enum):
     """How a message shares its workflow with other messages while it is handled."""

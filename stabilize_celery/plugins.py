@@ -63,7 +63,7 @@ class Plugin:
         """Workflows are about to be checked and stored; they may still be changed."""
 
     def dispatching(self, engine: Any, dispatcher: Any) -> None:
-        """This process begins to handle messages, with this :class:`~stabilize_celery.delivery.dispatch.Dispatcher`."""
+        """This process begins to handle messages, with this :class:`~stabilize_celery.delivery.dispatcher.Dispatcher`."""
 
     def close(self, engine: Any) -> None:
         """The engine is closed."""

@@ -16,7 +16,7 @@ from stabilize_celery.maintenance import OVERDUE
 from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.persistence.retention import ENDS
-from stabilize_celery.recovery.problem import Audit, Problem
+from stabilize_celery.recovery.findings import Audit, Problem
 
 if TYPE_CHECKING:
     from stabilize_celery.delivery.doctor import Finding

@@ -21,12 +21,11 @@ from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import ConfigurationError, WorkflowFileError, WorkflowTimeoutError
 from stabilize_celery.files import WorkflowFile, read_workflow_file, workflow_schema
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.models.trigger import Trigger
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.workflow import Trigger, Workflow
 from stabilize_celery.run import WorkflowRun
 from stabilize_celery.stages.builder import StageDefinitionBuilder
 from stabilize_celery.tasks.interface import Task
-from stabilize_celery.worker import execution
+from stabilize_celery.worker import attempt
 
 _SUFFIXES = (".py", ".yaml", ".yml", ".json")
 #: How long tasks have to stop when a workflow in memory is given up.
@@ -307,7 +306,7 @@ def _refuse_other_work(engine: Stabilize) -> None:
 def _run_here(engine: Stabilize, run: WorkflowRun, timeout: float | None, as_json: bool) -> bool:
     """Run it as far as it goes; false if that was interrupted."""
     # The tree says what fails.
-    logging.getLogger(execution.__name__).addHandler(logging.NullHandler())
+    logging.getLogger(attempt.__name__).addHandler(logging.NullHandler())
     try:
         with contextlib.nullcontext() if as_json else LiveTree(run):
             engine.processor.drain(timeout)

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stabilize_celery.context.reducers import reduce_values
 from stabilize_celery.context.sources import resolve
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.reducers import reduce_values
 
 
 def inherited_values(

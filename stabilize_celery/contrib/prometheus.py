@@ -71,7 +71,7 @@ class Prometheus(Plugin):
 
 
 def _installed_store() -> WorkflowStore:
-    from stabilize_celery.delivery.install import installed_engines
+    from stabilize_celery.delivery.celery_app import installed_engines
 
     for engine in installed_engines():
         return engine.store
@@ -103,7 +103,7 @@ def register(engine: Stabilize, registry: CollectorRegistry | None = None) -> Wo
 class MetricsStep(bootsteps.StartStopStep):
     """Serves from the worker's main process; starts after the relay, whose counts it serves too."""
 
-    requires = {"stabilize_celery.delivery.bootstep:RelayStep"}
+    requires = {"stabilize_celery.delivery.celery_app:RelayStep"}
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         self._server: Any = None
@@ -112,7 +112,7 @@ class MetricsStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Begin to serve; a port that cannot be had is an error in the log, and no reason not to work."""
-        from stabilize_celery.delivery.install import engine_of
+        from stabilize_celery.delivery.celery_app import engine_of
 
         engine = engine_of(worker.app)
         address, port = engine.settings.metrics_address, engine.settings.metrics_port

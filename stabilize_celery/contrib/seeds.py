@@ -21,9 +21,10 @@ from typing import Any
 from sqlalchemy import Connection, Index, MetaData, delete, func, insert, inspect, select
 from sqlalchemy.exc import DBAPIError
 
+from stabilize_celery.builtin import register_builtin_tasks
 from stabilize_celery.clock import Clock, check_seconds
-from stabilize_celery.delivery.dispatch import Dispatcher
-from stabilize_celery.delivery.inline import EmbeddedProcessor, LocalPublisher
+from stabilize_celery.delivery.dispatcher import Dispatcher
+from stabilize_celery.delivery.embedded import EmbeddedProcessor, LocalPublisher
 from stabilize_celery.errors import ConfigurationError, QueueError
 from stabilize_celery.handlers.base import Handler
 from stabilize_celery.handlers.registry import default_handlers
@@ -45,7 +46,6 @@ from stabilize_celery.persistence.tables import messages
 from stabilize_celery.persistence.unit_of_work import Surroundings
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
-from stabilize_celery.tasks.builtin import register_builtin_tasks
 from stabilize_celery.tasks.registry import TaskRegistry
 
 __all__ = ["MessageQueue", "Orchestrator", "PostgresQueue", "QueueProcessor", "SqliteQueue"]

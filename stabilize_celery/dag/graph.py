@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from stabilize_celery.dag.topology import find_cycle, topological_order
 from stabilize_celery.errors import CircularDependencyError, InvalidStageGraphError
 from stabilize_celery.models.stage import Phase, StageExecution
+from stabilize_celery.topology import find_cycle, topological_order
 
 
 class StageGraphBuilder:

@@ -7,21 +7,24 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import Celery
-from celery.exceptions import TaskPredicate
+from celery.exceptions import InvalidTaskError, TaskPredicate
 from celery.utils.serialization import get_pickleable_exception
+from celery.worker.strategy import default
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 from stabilize_celery.crash_points import reach
-from stabilize_celery.delivery.publisher import DATABASE_HEADER, TASK_PREFIX
+from stabilize_celery.delivery.publisher import DATABASE_HEADER
 from stabilize_celery.delivery.schedules import register_start
+from stabilize_celery.delivery.stopping import is_stopping
 from stabilize_celery.errors import error_text
 from stabilize_celery.json_values import is_storable
-from stabilize_celery.messages import MESSAGE_TYPES, Message
-from stabilize_celery.observe.logs import seldom
-from stabilize_celery.observe.scope import SCOPE
+from stabilize_celery.messages import MESSAGE_TYPES, TASK_PREFIX, Message
+from stabilize_celery.observe.logs import SCOPE, warn_of_stray
 from stabilize_celery.worker.failures import located, stand_in
 
 if TYPE_CHECKING:
     from stabilize_celery.engine import Stabilize
+
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class _EntrypointOptions:
     throws = ()
     trail = False
     serializer = "json"
-    Strategy = "stabilize_celery.delivery.admission:strategy"
+    Strategy = "stabilize_celery.delivery.entrypoints:strategy"
 
 
 def _acknowledgement(message_type: type[Message]) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def _entrypoint(engine: Stabilize, name: str) -> Any:
         # Called in a process that is no worker, there is nothing around it that would tell of a failure.
         on_failure = None if task.request.called_directly else failures.append
         if not engine.dispatcher.process(message_id, name, on_failure):
-            warn_of_stray(engine, name, task.request.get(DATABASE_HEADER))
+            warn_of_stray(engine.store.database.identity, name, task.request.get(DATABASE_HEADER))
         reach("message.done")
         for failure in failures:
             _fail(failure)
@@ -90,23 +93,6 @@ def _entrypoint(engine: Stabilize, name: str) -> Any:
 def call_entrypoint(app: Celery, message_id: str, message_type: str) -> None:
     """Handle a message in this process, within what the app's task class does around tasks."""
     app.tasks[TASK_PREFIX + message_type](message_id)
-
-
-def warn_of_stray(engine: Stabilize, what: str, database: Any) -> None:
-    """Say why a message that has no row here has none, if it is another database's, at most once a minute.
-
-    The row decides, and not the header: a database that was moved keeps its messages.
-    """
-    ours = engine.store.database.identity
-    if not isinstance(database, str) or database == ours or not seldom(f"stray {database}"):
-        return
-    logger.warning(
-        "a %s message was dropped: it is of database %.64s, and this worker's is %s: two apps use the same queues. "
-        "Its own relay sends it again; give each app a virtual host, or queues by stabilize_queue, of its own",
-        what,
-        database,
-        ours,
-    )
 
 
 def _fail(failure: Exception) -> NoReturn:
@@ -123,3 +109,47 @@ def _fail(failure: Exception) -> NoReturn:
         for name in ("workflow_id", "workflow", "stage"):
             sentry.set_tag(name, getattr(scope, name))
     raise failure
+
+
+_JSON = "application/json"
+
+
+def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
+    """Celery's way of handing messages to the pool, for those that an entrypoint takes."""
+    hand_over = default(task, app, consumer, **options)
+    broker_is_lost = tuple(consumer.connection_errors)
+
+    def admit(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
+        try:
+            problem = _problem(message)
+            if problem is None and is_stopping():
+                # It would be held until this worker has ended; another one begins it now.
+                reject(logger, broker_is_lost, True)
+                return None
+            if problem is None:
+                return hand_over(message, body, ack, reject, callbacks, **more)
+        except (InvalidTaskError, ContentDisallowed, DecodeError, *broker_is_lost):
+            # The consumer knows what to do.
+            raise
+        except Exception as error:
+            problem = f"Celery cannot read it: {error!r:.200}"
+        logger.warning("a %s message was dropped: %s", task.name, problem)
+        reject(logger, broker_is_lost)
+        return None
+
+    return admit
+
+
+def _problem(message: Any) -> str | None:
+    if message.content_type != _JSON:
+        return f"its content is {message.content_type!r:.100}, not JSON"
+    payload = message.payload
+    if not (isinstance(payload, list) and len(payload) == 3):
+        return "its body is no list of arguments, keyword arguments and options"
+    arguments, keywords, embedded = payload
+    if not (isinstance(arguments, list) and isinstance(keywords, dict) and isinstance(embedded, dict)):
+        return "its body is no list of arguments, keyword arguments and options"
+    if any(embedded.values()):
+        # Celery fails on malformed ones after the fact, and the message would never be acknowledged.
+        return "it carries callbacks, a chain or a chord"
+    return None

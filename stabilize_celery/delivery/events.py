@@ -21,9 +21,8 @@ from celery import Celery, current_task
 from celery.utils.nodenames import anon_nodename
 from kombu.connection import Connection
 
-from stabilize_celery.delivery.dispatch import Dispatcher, Handled
-from stabilize_celery.delivery.publisher import TASK_PREFIX
-from stabilize_celery.messages import StageLevel, TaskLevel, WorkflowLevel
+from stabilize_celery.delivery.dispatcher import Dispatcher, Handled
+from stabilize_celery.messages import TASK_PREFIX, StageLevel, TaskLevel, WorkflowLevel
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.observe import Transition

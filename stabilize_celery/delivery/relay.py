@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -17,14 +20,83 @@ from typing import Any
 from amqp.exceptions import NotFound
 from celery import Celery
 from kombu.connection import Connection
+from kombu.exceptions import OperationalError
 
 from stabilize_celery.crash_points import reach
-from stabilize_celery.delivery.backlog import Backlog
-from stabilize_celery.delivery.confirms import AnswerWindow, ConfirmWindow, Window
-from stabilize_celery.errors import StoreError
+from stabilize_celery.delivery.dispatcher import Publisher
+from stabilize_celery.delivery.publisher import AnswerWindow, ConfirmWindow, Window
+from stabilize_celery.errors import QueueError, StoreError
+from stabilize_celery.persistence.leases import count_sent, put_off, take_waiting
 from stabilize_celery.persistence.rows import Outgoing, outgoing, waits_in
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.settings import Settings
+
+Row = dict[str, Any]
+#: So many waiting messages double the time until they are looked at again.
+_CROWD = 1000
+
+
+class Backlog:
+    """Chooses what is sent of what is due.
+
+    A queue with fewer messages than rows that were sent to it has lost some: as many as it is short of are sent
+    again, the oldest first, and never more, so that it does not grow however long its workers take.  The others are put
+    off all at once: what is due behind them has not to wait until each was looked at.
+
+    Args:
+        store: where the messages are.
+        settings: the engine's options.
+        depth: how many messages wait in a queue of the broker.
+    """
+
+    def __init__(self, store: WorkflowStore, settings: Settings, depth: Callable[[str], int]) -> None:
+        self._store = store
+        self._settings = settings
+        self._depth = depth
+
+    def without(self, rows: list[Row]) -> list[Row]:
+        """Those of some due messages, oldest first, that have to be sent."""
+        fresh: list[Row] = []
+        sent: dict[str, list[Row]] = defaultdict(list)
+        handed_over: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            queue = waits_in(row)
+            if queue is not None:
+                handed_over[queue].append(row)
+            elif row["sends"] > 0 and row["lease_owner"] is None:
+                sent[row["queue"]].append(row)
+            else:
+                fresh.append(row)
+        chosen = {row["id"] for row in fresh}
+        for queue, overdue in sent.items():
+            on_their_way = sum(row["queue"] == queue for row in fresh)
+            chosen |= {row["id"] for row in self._missing(queue, overdue, on_their_way)}
+        for queue, overdue in handed_over.items():
+            chosen |= {row["id"] for row in self._vanished(queue, overdue)}
+        return [row for row in rows if row["id"] in chosen]
+
+    def _missing(self, queue: str, overdue: list[Row], on_their_way: int) -> list[Row]:
+        depth = self._depth(queue)
+        if depth == 0:
+            return overdue
+        wanted = depth + on_their_way + len(overdue)
+        short = max(0, count_sent(self._store, queue, wanted) - depth - on_their_way)
+        if short < len(overdue):
+            put_off(self._store, queue, self._patience(depth))
+        return overdue[:short]
+
+    def _vanished(self, queue: str, overdue: list[Row]) -> list[Row]:
+        """Their queue belongs to others as well: what is in it cannot be counted against ours."""
+        depth = self._depth(queue)
+        if depth == 0:
+            return overdue
+        put_off(self._store, queue, self._patience(depth), handed_over=True)
+        return []
+
+    def _patience(self, depth: int) -> float:
+        settings = self._settings
+        return min(settings.resend_delay_max, settings.resend_delay * (1 + depth / _CROWD))
+
 
 logger = logging.getLogger(__name__)
 #: Seconds until a message is sent a second time after its lease was lost.
@@ -212,3 +284,95 @@ class Relay:
     @staticmethod
     def _queues(rows: list[dict[str, Any]], failed: set[str]) -> str:
         return ", ".join(sorted({row["queue"] for row in rows if row["id"] in failed}))
+
+
+#: Messages in one window: sent together, and waited for together.
+WINDOW = 500
+
+
+@dataclass
+class Refilled:
+    """What was sent again.
+
+    Attributes:
+        sent: how many messages the broker has confirmed.
+        refused: how many it refused; a relay tries them again.
+    """
+
+    sent: int = 0
+    refused: int = 0
+
+
+def refill(
+    app: Celery,
+    store: WorkflowStore,
+    settings: Settings,
+    on_progress: Callable[[Refilled], None] | None = None,
+) -> Refilled:
+    """Send everything that somebody could handle now.
+
+    Workers may run meanwhile: what is delivered twice is handled once.
+
+    Raises:
+        QueueError: the broker cannot be reached, or does not confirm; what it has not got is sent by the relays.
+    """
+    relay = Relay(app, store, settings)
+    done = Refilled()
+    due_by, after = store.now(), ""
+    try:
+        relay.connect()
+        while rows := take_waiting(store, due_by, after, WINDOW, relay.next_send):
+            after = rows[-1]["id"]
+            try:
+                refused = relay.send(chosen := _not_there(relay, rows))
+            except Exception:
+                store.send_soon([row["id"] for row in rows], settings.relay_interval)
+                raise
+            done.sent += len(chosen) - len(refused)
+            done.refused += len(refused)
+            if on_progress is not None:
+                on_progress(done)
+    except QueueError:
+        raise
+    except Exception as error:
+        if not isinstance(error, (OperationalError, *app.connection_for_write().connection_errors)):
+            raise
+        raise QueueError(
+            f"the broker {app.connection_for_write().as_uri()} cannot be reached: {error}; "
+            f"{done.sent} messages were sent before, the others are sent by the relays of the workers"
+        ) from error
+    finally:
+        with suppress(Exception):
+            relay.disconnect()
+    return done
+
+
+def refill_here(
+    store: WorkflowStore,
+    settings: Settings,
+    publisher: Publisher,
+    on_progress: Callable[[Refilled], None] | None = None,
+) -> Refilled:
+    """The same for an engine without a broker: hand everything to its publisher."""
+    done = Refilled()
+    due_by, after = store.now(), ""
+    while rows := take_waiting(store, due_by, after, WINDOW, lambda _row: settings.resend_delay):
+        after = rows[-1]["id"]
+        publisher.publish([outgoing(row) for row in rows])
+        done.sent += len(rows)
+        if on_progress is not None:
+            on_progress(done)
+    return done
+
+
+def _not_there(relay: Relay, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out work that waits in a Celery queue which still holds something: the queue is not empty."""
+    depths: dict[str, int] = {}
+    chosen = []
+    for row in rows:
+        queue = waits_in(row)
+        if queue is not None and queue not in depths:
+            depths[queue] = relay.depth(queue)
+        if queue is None or depths[queue] == 0:
+            chosen.append(row)
+    return chosen

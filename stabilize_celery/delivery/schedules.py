@@ -19,11 +19,10 @@ from celery import Celery
 from celery.schedules import crontab, schedstate, schedule
 
 from stabilize_celery.clock import check_seconds
-from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.errors import ConfigurationError, StabilizeError
 from stabilize_celery.files import load_workflow
-from stabilize_celery.models.trigger import Trigger
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.messages import TASK_PREFIX
+from stabilize_celery.models.workflow import Trigger, Workflow
 from stabilize_celery.persistence.database import is_unavailable
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import SIG_SOFT_TIMEOUT
 from celery import current_task, signals
 
-from stabilize_celery.worker.ending import ENDING
+from stabilize_celery.worker.ending import ENDING, describe_limit
 from stabilize_celery.worker.pool_leases import PoolLeases, PoolSlot, PoolSlots
 
 if TYPE_CHECKING:
@@ -100,15 +100,6 @@ def _limit(which: int) -> float | None:
     own: Any = task and (task.time_limit, task.soft_time_limit)
     candidates = (found[which] for found in (asked, own, _limits) if found)
     return next((float(each) for each in candidates if each is not None), None)
-
-
-def describe_limit(which: int, seconds: float | None) -> str:
-    """A time limit of Celery's in words: the hard one (0) or the soft one (1)."""
-    name, kind = (
-        ("task_time_limit", "TimeLimitExceeded"),
-        ("task_soft_time_limit", "SoftTimeLimitExceeded"),
-    )[which]
-    return f"Celery's {name}{'' if seconds is None else f' of {seconds:g}s'} ({kind})"
 
 
 def _exceeded(error: BaseException) -> str | None:

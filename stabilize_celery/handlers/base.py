@@ -9,6 +9,7 @@ from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import (
     InvalidStageId,
     InvalidTaskId,
+    InvalidTaskType,
     InvalidWorkflowId,
     Message,
     StageLevel,
@@ -103,3 +104,32 @@ def find_task(message: TaskLevel, unit: Unit) -> tuple[StageExecution, TaskExecu
 def stage_ids(stage: StageExecution) -> dict[str, Any]:
     """The fields every message about a stage carries."""
     return {"workflow_id": stage.execution.id, "stage_id": stage.id, "generation": stage.generation}
+
+
+class _InvalidHandler(Handler[Message]):
+    def handle(self, message: Message, unit: Unit) -> None:
+        logger.warning("%s: %s", message.type, message)
+
+
+class InvalidWorkflowIdHandler(_InvalidHandler):
+    """A workflow that does not exist."""
+
+    message_type = InvalidWorkflowId
+
+
+class InvalidStageIdHandler(_InvalidHandler):
+    """A stage that does not exist."""
+
+    message_type = InvalidStageId
+
+
+class InvalidTaskIdHandler(_InvalidHandler):
+    """A task that does not exist."""
+
+    message_type = InvalidTaskId
+
+
+class InvalidTaskTypeHandler(_InvalidHandler):
+    """A task type nobody registered."""
+
+    message_type = InvalidTaskType

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from stabilize_celery.dag.branches import recount
 from stabilize_celery.handlers.base import stage_ids
-from stabilize_celery.handlers.lifecycle import end_workflow, run_task, wake
+from stabilize_celery.handlers.transitions import end_workflow, run_task, wake
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteWorkflow, ContinueParentStage, StartStage, StartStages
 from stabilize_celery.models.stage import Phase, StageExecution

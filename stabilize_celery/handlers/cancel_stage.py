@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_stage, refused
 from stabilize_celery.handlers.branches import resume_progress, stage_ended
-from stabilize_celery.handlers.lifecycle import cancel_stage, descendants
+from stabilize_celery.handlers.transitions import cancel_stage, descendants
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CancelStage
 

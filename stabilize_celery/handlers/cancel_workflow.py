@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, refused
-from stabilize_celery.handlers.lifecycle import cancel_stage, end_workflow
+from stabilize_celery.handlers.transitions import cancel_stage, end_workflow
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CancelWorkflow, InvalidWorkflowId
 from stabilize_celery.models.status import WorkflowStatus as S

@@ -6,7 +6,8 @@ from stabilize_celery.context.sources import exported_sources
 from stabilize_celery.dag.outcome import Child, has_failed, phase_ended, stage_outcome
 from stabilize_celery.handlers.base import Handler, find_stage
 from stabilize_celery.handlers.branches import stage_ended
-from stabilize_celery.handlers.lifecycle import (
+from stabilize_celery.handlers.planning import PlanningFailedError, begin_phase, planning_failed
+from stabilize_celery.handlers.transitions import (
     PLANNING_FAILED,
     TIMED_OUT,
     clear_timers,
@@ -14,7 +15,6 @@ from stabilize_celery.handlers.lifecycle import (
     sub_workflow_repaired,
     transition,
 )
-from stabilize_celery.handlers.planning import PlanningFailedError, begin_phase, planning_failed
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteStage
 from stabilize_celery.models.stage import Phase, StageExecution

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_task, stage_ids
-from stabilize_celery.handlers.lifecycle import finish_task
+from stabilize_celery.handlers.transitions import finish_task
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteStage, CompleteTask, StartTask
 from stabilize_celery.models.status import WorkflowStatus as S

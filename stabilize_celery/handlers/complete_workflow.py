@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stabilize_celery.dag.outcome import workflow_outcome
 from stabilize_celery.handlers.base import Handler, find_workflow
-from stabilize_celery.handlers.lifecycle import CANCELED_BY, cancel_stage, end_workflow, update_context
+from stabilize_celery.handlers.transitions import CANCELED_BY, cancel_stage, end_workflow, update_context
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteWorkflow
 from stabilize_celery.models.status import WorkflowStatus as S

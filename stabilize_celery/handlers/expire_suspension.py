@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stabilize_celery.errors import TaskTimeoutError, describe_error
 from stabilize_celery.handlers.base import Handler, find_stage, find_task, stage_ids
-from stabilize_celery.handlers.lifecycle import (
+from stabilize_celery.handlers.transitions import (
     TIMED_OUT,
     abandon_work,
     active_tasks,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from stabilize_celery.context.sources import exported_sources
-from stabilize_celery.dag.regions import is_backward, jump_regions
-from stabilize_celery.dag.topology import topological_order
+from stabilize_celery.dag.branches import is_backward, jump_regions
 from stabilize_celery.handlers.base import Handler, find_task
 from stabilize_celery.handlers.branches import resume_progress, stage_ended
-from stabilize_celery.handlers.lifecycle import (
+from stabilize_celery.handlers.start_stage import see_upstreams
+from stabilize_celery.handlers.transitions import (
     clear_timers,
     finish_task,
     log_failure,
@@ -19,18 +19,18 @@ from stabilize_celery.handlers.lifecycle import (
     transition,
     update_context,
 )
-from stabilize_celery.handlers.start_stage import see_upstreams
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import JumpToStage
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.topology import topological_order
 
 DEFAULT_MAX_JUMPS = 10
 
 
 class JumpToStageHandler(Handler[JumpToStage]):
-    """The target is reset and starts at once; see ``dag/regions.py`` for what else is touched."""
+    """The target is reset and starts at once; see ``dag/branches.py`` for what else is touched."""
 
     message_type = JumpToStage
 

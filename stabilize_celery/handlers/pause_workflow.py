@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_workflow, refused
-from stabilize_celery.handlers.lifecycle import give_back_slot, transition
+from stabilize_celery.handlers.transitions import give_back_slot, transition
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import PauseWorkflow, ResumeWorkflow
 from stabilize_celery.models.status import WorkflowStatus as S
-from stabilize_celery.models.trigger import PausedDetails
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.workflow import PausedDetails, Workflow
 
 #: How the history begins to tell that a workflow was not paused by itself.
 PAUSED_WITH = "paused with the workflow"

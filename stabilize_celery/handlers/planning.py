@@ -9,7 +9,6 @@ from typing import Any
 from stabilize_celery.context.sources import child_rank
 from stabilize_celery.context.view import apply_view
 from stabilize_celery.dag.graph import StageGraphBuilder
-from stabilize_celery.dag.validation import check_stage, check_tasks
 from stabilize_celery.errors import (
     InvalidStageGraphError,
     StageError,
@@ -19,9 +18,10 @@ from stabilize_celery.errors import (
     error_text,
 )
 from stabilize_celery.handlers.branches import start_all
-from stabilize_celery.handlers.lifecycle import PLANNING_FAILED, log_failure, update_context
+from stabilize_celery.handlers.transitions import PLANNING_FAILED, log_failure, update_context
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.models.stage import Phase, StageExecution
+from stabilize_celery.models.validation import check_stage, check_tasks
 from stabilize_celery.stages.builder import StageDefinitionBuilder
 from stabilize_celery.tasks.options import redactor_of
 

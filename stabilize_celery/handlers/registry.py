@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stabilize_celery.handlers.base import Handler
+from stabilize_celery.handlers.base import (
+    Handler,
+    InvalidStageIdHandler,
+    InvalidTaskIdHandler,
+    InvalidTaskTypeHandler,
+    InvalidWorkflowIdHandler,
+)
 from stabilize_celery.handlers.cancel_stage import CancelStageHandler
 from stabilize_celery.handlers.cancel_workflow import CancelWorkflowHandler
 from stabilize_celery.handlers.complete_stage import CompleteStageHandler
@@ -13,12 +19,6 @@ from stabilize_celery.handlers.complete_task import CompleteTaskHandler
 from stabilize_celery.handlers.complete_workflow import CompleteWorkflowHandler
 from stabilize_celery.handlers.continue_parent_stage import ContinueParentStageHandler
 from stabilize_celery.handlers.expire_suspension import ExpireStageHandler, ExpireSuspensionHandler
-from stabilize_celery.handlers.invalid import (
-    InvalidStageIdHandler,
-    InvalidTaskIdHandler,
-    InvalidTaskTypeHandler,
-    InvalidWorkflowIdHandler,
-)
 from stabilize_celery.handlers.jump_to_stage import JumpToStageHandler
 from stabilize_celery.handlers.pause_workflow import PauseWorkflowHandler
 from stabilize_celery.handlers.restart_stage import RestartStageHandler

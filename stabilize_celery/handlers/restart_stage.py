@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from stabilize_celery.dag.regions import restart_region
+from stabilize_celery.dag.branches import restart_region
 from stabilize_celery.handlers.base import Handler, find_stage, refused
 from stabilize_celery.handlers.branches import accept_failures, resume_progress
-from stabilize_celery.handlers.lifecycle import (
+from stabilize_celery.handlers.slots import admit
+from stabilize_celery.handlers.transitions import (
     CANCELED_BY,
     SUB_WORKFLOW_KEY,
     remove_children,
@@ -14,7 +15,6 @@ from stabilize_celery.handlers.lifecycle import (
     transition,
     update_context,
 )
-from stabilize_celery.handlers.slots import admit
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import RestartStage
 from stabilize_celery.models.stage import StageExecution

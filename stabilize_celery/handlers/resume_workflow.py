@@ -7,9 +7,9 @@ from datetime import datetime
 
 from stabilize_celery.handlers.base import Handler, refused, stage_ids
 from stabilize_celery.handlers.branches import resume_progress, wake_paused
-from stabilize_celery.handlers.lifecycle import active_tasks, set_deadline, transition
 from stabilize_celery.handlers.pause_workflow import is_stale
 from stabilize_celery.handlers.slots import admit
+from stabilize_celery.handlers.transitions import active_tasks, set_deadline, transition
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import ExpireSuspension, InvalidWorkflowId, ResumeWorkflow, StartWorkflow
 from stabilize_celery.models.stage import StageExecution

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler
-from stabilize_celery.handlers.lifecycle import update_context
+from stabilize_celery.handlers.transitions import update_context
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import RunHook
 from stabilize_celery.tasks.outcome import Verdict

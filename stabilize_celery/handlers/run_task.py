@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from stabilize_celery.handlers.base import Handler, find_task, stage_ids
-from stabilize_celery.handlers.lifecycle import cancel_stage, run_task, transition, update_context, wake
+from stabilize_celery.handlers.transitions import cancel_stage, run_task, transition, update_context, wake
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteTask, ExpireSuspension, JumpToStage, RunTask
 from stabilize_celery.models.stage import StageExecution

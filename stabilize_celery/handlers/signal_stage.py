@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_stage
-from stabilize_celery.handlers.lifecycle import SUB_WORKFLOW_ENDED, sub_workflow_repaired
 from stabilize_celery.handlers.run_task import resume_with_signal
+from stabilize_celery.handlers.transitions import SUB_WORKFLOW_ENDED, sub_workflow_repaired
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import SignalStage
 from stabilize_celery.models.status import WorkflowStatus as S

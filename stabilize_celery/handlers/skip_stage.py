@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_stage, refused
 from stabilize_celery.handlers.branches import resume_progress, stage_ended, waits
-from stabilize_celery.handlers.lifecycle import (
+from stabilize_celery.handlers.start_stage import see_upstreams
+from stabilize_celery.handlers.transitions import (
     SKIP_KEY,
     abandon_work,
     active_tasks,
@@ -15,7 +16,6 @@ from stabilize_celery.handlers.lifecycle import (
     transition,
     update_context,
 )
-from stabilize_celery.handlers.start_stage import see_upstreams
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import SkipStage
 from stabilize_celery.models.stage import StageExecution

@@ -6,7 +6,7 @@ execution can stop holding its slot sends StartWaitingWorkflows, so nobody polls
 
 from __future__ import annotations
 
-from stabilize_celery.handlers.lifecycle import transition
+from stabilize_celery.handlers.transitions import transition
 from stabilize_celery.handlers.unit import Slots, Unit
 from stabilize_celery.messages import StartWaitingWorkflows
 from stabilize_celery.models.status import WorkflowStatus as S

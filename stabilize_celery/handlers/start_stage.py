@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from stabilize_celery.context.sources import merge_sources
-from stabilize_celery.dag.enabled import enabling_condition
 from stabilize_celery.errors import ExpressionError, InvalidWorkflowError
 from stabilize_celery.handlers.base import Handler, find_stage, stage_ids
-from stabilize_celery.handlers.lifecycle import SKIP_KEY, set_deadline, transition, update_context
 from stabilize_celery.handlers.planning import (
     PlanningFailedError,
     begin_phase,
@@ -14,10 +12,12 @@ from stabilize_celery.handlers.planning import (
     planning_failed,
     seen_by,
 )
+from stabilize_celery.handlers.transitions import SKIP_KEY, set_deadline, transition, update_context
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteStage, SkipStage, StartStage, StartTask
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.validation import enabling_condition
 
 
 class StartStageHandler(Handler[StartStage]):

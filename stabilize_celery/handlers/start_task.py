@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_task
-from stabilize_celery.handlers.lifecycle import start_task
+from stabilize_celery.handlers.transitions import start_task
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import StartTask
 from stabilize_celery.models.status import WorkflowStatus as S

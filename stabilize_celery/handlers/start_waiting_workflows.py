@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler
-from stabilize_celery.handlers.lifecycle import transition
+from stabilize_celery.handlers.transitions import transition
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CancelWorkflow, ResumeWorkflow, StartWaitingWorkflows, StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus as S

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from stabilize_celery.handlers.base import Handler, find_workflow
 from stabilize_celery.handlers.branches import resume_progress, start_all
-from stabilize_celery.handlers.lifecycle import end_workflow, transition
 from stabilize_celery.handlers.slots import admit
+from stabilize_celery.handlers.transitions import end_workflow, transition
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CancelWorkflow, StartWorkflow
 from stabilize_celery.models.status import WorkflowStatus as S

@@ -154,13 +154,13 @@ class StageExecution:
     ) -> StageExecution:
         """A stage that runs a Celery task: ``StageExecution.celery("send", send.s("{{ order.email }}"))``.
 
-        Arguments may refer to what earlier stages gave (:mod:`stabilize_celery.references`); ``context`` holds options
-        of the stage, such as ``continuePipelineOnFailure``.
+        Arguments may refer to what earlier stages gave (:mod:`stabilize_celery.canvas.references`); ``context`` holds
+        options of the stage, such as ``continuePipelineOnFailure``.
 
         Raises:
             InvalidWorkflowError: it is no signature of a single task, or it cannot be stored.
         """
-        from stabilize_celery.tasks.celery_call import call_context
+        from stabilize_celery.canvas.call import call_context
 
         own = {**call_context(signature, f"stage {ref_id}"), **(context or {})}
         return cls.single(ref_id, "celery", context=own, requires=requires, name=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -12,7 +12,56 @@ from stabilize_celery.errors import InvalidWorkflowError
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.models.trigger import PausedDetails, Trigger
+
+
+@dataclass
+class Trigger:
+    """What started a workflow: kind, user, parameters.
+
+    Attributes:
+        traceparent: the span in which it was started, as W3C's Trace Context writes it, if there was one.
+    """
+
+    type: str = "manual"
+    user: str = "anonymous"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    payload: dict[str, Any] = field(default_factory=dict)
+    traceparent: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        said = asdict(self)
+        if self.traceparent is None:
+            del said["traceparent"]
+        return said
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Trigger:
+        """From the JSON form; unknown keys are ignored so that rows of a newer version can be read."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in data.items() if key in known})
+
+
+@dataclass
+class PausedDetails:
+    """Who paused a workflow, since when, and how long it has been paused in all (``paused_ms``)."""
+
+    paused_by: str = ""
+    pause_time: datetime | None = None
+    resume_time: datetime | None = None
+    paused_ms: int = 0
+
+    @property
+    def mark(self) -> str:
+        """Tells the last pause, or the end of it, from any other: what a control carries that was sent since."""
+        moment = self.resume_time or self.pause_time
+        return "" if moment is None else moment.isoformat()
+
+    @property
+    def is_paused(self) -> bool:
+        """Paused now."""
+        return self.pause_time is not None and self.resume_time is None
 
 
 @dataclass(frozen=True)
@@ -116,8 +165,8 @@ class Workflow:
             ExpressionError: a condition that cannot be parsed.
             InvalidWorkflowError: a limit that makes no sense, or values that are not JSON.
         """
-        from stabilize_celery.dag.validation import validate_workflow
-        from stabilize_celery.references import check_references
+        from stabilize_celery.canvas.references import check_references
+        from stabilize_celery.models.validation import validate_workflow
 
         maps: dict[str, Any] = {"context": context, "config": config}
         for part, given in maps.items():
@@ -141,7 +190,7 @@ class Workflow:
 
     @classmethod
     def from_canvas(cls, canvas: Any, application: str, name: str, **kwargs: Any) -> Workflow:
-        """A Celery canvas as a workflow, one stage per task: see :mod:`stabilize_celery.canvas`.
+        """A Celery canvas as a workflow, one stage per task: see :mod:`stabilize_celery.canvas.compiler`.
 
         ``run.get()["result"]`` is what the canvas gives.
 
@@ -152,7 +201,7 @@ class Workflow:
         Raises:
             InvalidWorkflowError: it is no canvas, or its arguments cannot be stored.
         """
-        from stabilize_celery.canvas import compile_canvas
+        from stabilize_celery.canvas.compiler import compile_canvas
 
         return cls.create(application, name, compile_canvas(canvas), **kwargs)
 

@@ -11,13 +11,70 @@ import mmap
 import struct
 import time
 import zlib
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
 from typing import Any
 
 from stabilize_celery.errors import storable_text
-from stabilize_celery.observe.scope import FIELDS, SCOPE, current_scope
+from stabilize_celery.messages import Message, StageLevel, TaskLevel, WorkflowLevel
 from stabilize_celery.redaction import Redactor
 
+
+@dataclass
+class Scope:
+    """Identifiers and names; empty where there is nothing to say."""
+
+    #: The message that is handled, and its type.
+    message_id: str = ""
+    message_type: str = ""
+    workflow_id: str = ""
+    workflow: str = ""
+    stage_id: str = ""
+    #: The ref of the stage.
+    stage: str = ""
+    task_id: str = ""
+    #: The type of the task.
+    task: str = ""
+    attempt: int | str = ""
+
+    def __str__(self) -> str:
+        named = f"stage {self.stage} of workflow {self.workflow} ({self.workflow_id})"
+        return f"{named}, attempt {self.attempt}" if self.stage else f"message {self.message_id}"
+
+    def turn_to(self, message: Message) -> None:
+        """From now on it is about that message, which has no names."""
+        self.message_type = message.type
+        self.workflow_id = message.workflow_id if isinstance(message, WorkflowLevel) else ""
+        self.stage_id = message.stage_id if isinstance(message, StageLevel) else ""
+        self.task_id = message.task_id if isinstance(message, TaskLevel) else ""
+
+
+#: Their names, as attributes of log records.
+FIELDS = tuple(field.name for field in fields(Scope))
+#: The attribute of a task's error that says where it was raised.
+SCOPE = "stabilize_scope"
+NOTHING = Scope()
+_current: ContextVar[Scope] = ContextVar("stabilize_scope", default=NOTHING)
+
+
+def current_scope() -> Scope:
+    """That of this thread, or one that says nothing."""
+    return _current.get()
+
+
+@contextmanager
+def scoped(scope: Scope) -> Iterator[Scope]:
+    """Make a scope the current one while the block runs."""
+    token = _current.set(scope)
+    try:
+        yield scope
+    finally:
+        _current.reset(token)
+
+
+logger = logging.getLogger(__name__)
 _REDACTOR = "_stabilize_redactor"
 _usual = Redactor()
 _formatter = logging.Formatter()
@@ -37,8 +94,24 @@ def seldom(what: str, interval: float = 60.0) -> bool:
     return True
 
 
+def warn_of_stray(ours: str, what: str, database: Any) -> None:
+    """Say why a message that has no row here has none, if it is another database's, at most once a minute.
+
+    The row decides, and not the header: a database that was moved keeps its messages.
+    """
+    if not isinstance(database, str) or database == ours or not seldom(f"stray {database}"):
+        return
+    logger.warning(
+        "a %s message was dropped: it is of database %.64s, and this worker's is %s: two apps use the same queues. "
+        "Its own relay sends it again; give each app a virtual host, or queues by stabilize_queue, of its own",
+        what,
+        database,
+        ours,
+    )
+
+
 class ContextFilter(logging.Filter):
-    """Gives every record the attributes of :class:`~stabilize_celery.observe.scope.Scope`; lets all of them pass.
+    """Gives every record the attributes of :class:`~stabilize_celery.observe.logs.Scope`; lets all of them pass.
 
     A record with an error of a task is about that task.  Outside of the engine and of tasks they are empty, so that a
     format may name them.  What the caller of the logger gave in ``extra`` stays as it is.

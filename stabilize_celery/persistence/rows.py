@@ -21,8 +21,7 @@ from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.models.trigger import PausedDetails, Trigger
-from stabilize_celery.models.workflow import ParentTask, Workflow
+from stabilize_celery.models.workflow import ParentTask, PausedDetails, Trigger, Workflow
 from stabilize_celery.persistence import tables
 from stabilize_celery.settings import Settings
 

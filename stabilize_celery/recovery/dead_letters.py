@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from stabilize_celery.delivery.dispatch import Dispatcher, burial_reason
+from stabilize_celery.delivery.dispatcher import Dispatcher, burial_reason
 from stabilize_celery.errors import DeadLetterError, StabilizeError
 from stabilize_celery.handlers.branches import accept_failures, resume_progress
-from stabilize_celery.handlers.lifecycle import remove_children, reset_stage, revive_workflow, transition
 from stabilize_celery.handlers.slots import admit
+from stabilize_celery.handlers.transitions import remove_children, reset_stage, revive_workflow, transition
 from stabilize_celery.json_values import is_storable
 from stabilize_celery.messages import StartWorkflow
 from stabilize_celery.models.stage import StageExecution

@@ -9,15 +9,15 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
+from stabilize_celery.celery_tasks.task import CeleryTask
 from stabilize_celery.clock import MAX_SECONDS, FakeClock, check_seconds
-from stabilize_celery.delivery.inline import EmbeddedProcessor, LocalPublisher
+from stabilize_celery.delivery.embedded import EmbeddedProcessor, LocalPublisher
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.errors import ConfigurationError, TaskNotFoundError
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.run import WorkflowRun
 from stabilize_celery.settings import Settings
-from stabilize_celery.tasks.celery_task import CeleryTask
 from stabilize_celery.testing.assertions import draw
 from stabilize_celery.testing.stubs import (
     GIVEN,
@@ -297,7 +297,7 @@ def find_engine(source: Any) -> Stabilize | None:
     from celery import Celery
 
     if isinstance(source, Celery):
-        from stabilize_celery.delivery.install import engine_of
+        from stabilize_celery.delivery.celery_app import engine_of
 
         return engine_of(source)
     raise ConfigurationError(

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from stabilize_celery.canvas.call import CeleryCall
+from stabilize_celery.celery_tasks.task import conclude
 from stabilize_celery.crash_points import ProcessDiedError
 from stabilize_celery.errors import ConfigurationError, PermanentError
 from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.tasks.celery_call import CeleryCall
-from stabilize_celery.tasks.celery_task import conclude
 from stabilize_celery.tasks.interface import Task, as_result
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import TaskResult

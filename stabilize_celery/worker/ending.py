@@ -178,3 +178,12 @@ class Ending:
 
 #: Of this process.
 ENDING = Ending()
+
+
+def describe_limit(which: int, seconds: float | None) -> str:
+    """A time limit of Celery's in words: the hard one (0) or the soft one (1)."""
+    name, kind = (
+        ("task_time_limit", "TimeLimitExceeded"),
+        ("task_soft_time_limit", "SoftTimeLimitExceeded"),
+    )[which]
+    return f"Celery's {name}{'' if seconds is None else f' of {seconds:g}s'} ({kind})"

@@ -8,7 +8,7 @@ from typing import Any
 
 from stabilize_celery.errors import TaskError
 from stabilize_celery.models.status import WorkflowStatus
-from stabilize_celery.observe.scope import SCOPE, Scope
+from stabilize_celery.observe.logs import SCOPE, Scope
 from stabilize_celery.tasks.outcome import Outcome
 
 

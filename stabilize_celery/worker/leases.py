@@ -20,6 +20,8 @@ from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.tasks.run import TaskRun
 
 logger = discreet_logger(__name__)
+#: Seconds in which a worker that is being ended stops taking messages, and says why it ended a process.
+HAND_BACK_DELAY = 1.0
 #: How long the thread sleeps when this process has run no task since it last looked.
 _IDLE = 60.0
 

@@ -23,9 +23,8 @@ from typing import Literal
 from stabilize_celery.errors import TaskTimeoutError
 from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.database import is_unavailable
-from stabilize_celery.worker.execution import TaskWorker
-from stabilize_celery.worker.handover import settle_for
-from stabilize_celery.worker.judge import failure
+from stabilize_celery.worker.attempt import TaskWorker
+from stabilize_celery.worker.limits import failure
 
 logger = discreet_logger(__name__)
 #: As many processes as any pool has; those beyond keep their leases by themselves alone.
@@ -187,9 +186,7 @@ class PoolLeases:
             os.kill(held.pid, signal.SIGKILL)
         if time.monotonic() >= held.deadline:
             error = TaskTimeoutError("Task timed out while it held the interpreter: its process was ended")
-            settle_for(
-                self._worker(), held.message_id, held.owner, lambda _row: failure(error, unmapped=True)
-            )
+            self._worker().settle_for(held.message_id, held.owner, lambda _row: failure(error, unmapped=True))
 
 
 def _state(pid: int) -> Literal["runs", "stopped", "ended"]:

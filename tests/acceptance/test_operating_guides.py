@@ -20,7 +20,7 @@ from stabilize_celery.cli import main as stabilize_celery_command
 from stabilize_celery.cli import stabilize as celery_command
 from stabilize_celery.delivery.doctor.configuration import RULES
 from stabilize_celery.file_form import ConfigForm, StageForm, TaskForm, TriggerForm, WorkflowForm
-from stabilize_celery.observe import scope
+from stabilize_celery.observe import logs
 from tests.acceptance.documents import Block, blocks_of, execute
 from tests.processes import run_successfully
 
@@ -118,7 +118,7 @@ def test_watching(run_python: Callable[[str], dict[str, Any]], capsys: pytest.Ca
 
 def test_the_attributes_of_log_records_are_told() -> None:
     text = (GUIDES / "observability.md").read_text(encoding="utf-8").split("## Metrics")[0]
-    assert [name for name in scope.FIELDS if f"`{name}`" not in text] == []
+    assert [name for name in logs.FIELDS if f"`{name}`" not in text] == []
 
 
 def test_the_metrics_are_told() -> None:

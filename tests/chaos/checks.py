@@ -1,7 +1,7 @@
 """What must hold in the database after any crash: every check reads committed rows and returns what it found wrong.
 
 The history is the witness.  It is written in the transaction of the change it tells of, so a change that happened
-twice is there twice, and one that is missing happened outside :func:`~stabilize_celery.handlers.lifecycle.transition`.
+twice is there twice, and one that is missing happened outside :func:`~stabilize_celery.handlers.transitions.transition`.
 Its order in time is not used: two processes' clocks differ by more than two steps of a workflow are apart.
 """
 

@@ -10,8 +10,8 @@ import pytest
 
 from stabilize_celery import Stabilize, StageExecution, TaskExecution, Workflow, WorkflowRun
 from stabilize_celery import WorkflowStatus as S
-from stabilize_celery.dag.validation import MOST_BYTES
 from stabilize_celery.errors import DeadLetterError, InvalidWorkflowError, WorkflowNotFoundError
+from stabilize_celery.models.validation import MOST_BYTES
 from tests.conformance.harness import stage
 
 _random = random.Random(1)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, true
 
-from stabilize_celery.delivery import dispatch
+from stabilize_celery.delivery import dispatcher
 from stabilize_celery.persistence import queries, retention, transactions
 from stabilize_celery.persistence.message_queries import Queries, gate_key
 from stabilize_celery.persistence.tables import messages
@@ -96,7 +96,7 @@ def exclusive_gate_taken_shared(patch: pytest.MonkeyPatch, world: World) -> None
 
 @fault
 def no_repeat_on_deadlock(patch: pytest.MonkeyPatch, world: World) -> None:
-    patch.setattr(dispatch, "is_retryable", lambda error: False)
+    patch.setattr(dispatcher, "is_retryable", lambda error: False)
 
 
 @fault

@@ -208,7 +208,7 @@ class World:
     def watching(self) -> Iterator[None]:
         """Ids are the same each time, and complaints are heard."""
         # Not what tasks raise, which workers log: what handlers raise.
-        log = logging.getLogger("stabilize_celery.delivery.dispatch")
+        log = logging.getLogger("stabilize_celery.delivery.dispatcher")
         level, propagate = log.level, log.propagate
         log.addHandler(self.complaints)
         log.setLevel(logging.DEBUG)

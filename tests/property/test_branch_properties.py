@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stabilize_celery import Stabilize, StageExecution, TaskResult, Workflow, WorkflowRun
 from stabilize_celery import WorkflowStatus as S
 from stabilize_celery.dag.branches import recount
-from stabilize_celery.delivery.inline import LocalPublisher
+from stabilize_celery.delivery.embedded import LocalPublisher
 from tests.property.test_topology_properties import graphs
 
 ENDS = ["success", "success", "success", "skipped", "failed_continue", "stopped", "canceled", "terminal"]

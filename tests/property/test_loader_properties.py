@@ -17,8 +17,7 @@ from stabilize_celery.errors import WorkflowFileError
 from stabilize_celery.files import load_workflow, workflow_to_dict
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.models.trigger import Trigger
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.workflow import Trigger, Workflow
 
 # Names go into text columns and YAML has no escapes for some characters; values may be anything JSON holds.
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from stabilize_celery.context.sources import exported_sources, merge_sources, producers, resolve
 from stabilize_celery.context.view import inherited_values
-from stabilize_celery.dag.topology import topological_order, upstream_closure
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.topology import topological_order, upstream_closure
 from tests.property.test_topology_properties import graphs
 
 OUTPUTS = st.dictionaries(st.sampled_from("xyz"), st.integers(0, 9), max_size=3)

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stabilize_celery.dag.topology import (
+from stabilize_celery.errors import CircularDependencyError
+from stabilize_celery.topology import (
     downstream_closure,
     find_cycle,
     topological_order,
     upstream_closure,
 )
-from stabilize_celery.errors import CircularDependencyError
 
 REFS = st.text("abcXYZ019-_é", min_size=1, max_size=3)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import bindparam, delete, select, update
 
-from stabilize_celery.delivery.dispatch import Dispatcher
+from stabilize_celery.delivery.dispatcher import Dispatcher
 from stabilize_celery.handlers import (
     branches,
     complete_stage,
@@ -26,7 +26,7 @@ from stabilize_celery.persistence.tables import messages
 from stabilize_celery.persistence.unit_of_work import UnitOfWork
 from stabilize_celery.tasks.outcome import Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
-from stabilize_celery.worker import execution
+from stabilize_celery.worker import attempt
 from tests.simulation.generate import random_plan
 from tests.simulation.invariants import INVARIANTS
 from tests.simulation.scenario import RandomWorkflows, engine_for
@@ -59,7 +59,7 @@ def replace_query(patch: pytest.MonkeyPatch, name: str, statement: object) -> No
 
 @breaks("stale_messages_change_nothing")
 def the_generation_is_not_checked(patch):
-    handle_in, judge = Dispatcher._handle_in, execution.judge
+    handle_in, judge = Dispatcher._handle_in, attempt.judge
 
     def unchecked(self, unit, message):
         if isinstance(message, StageLevel) and (stage := unit.stage(message.stage_id)) is not None:
@@ -72,7 +72,7 @@ def the_generation_is_not_checked(patch):
         )
 
     patch.setattr(Dispatcher, "_handle_in", unchecked)
-    patch.setattr(execution, "judge", unjudged)
+    patch.setattr(attempt, "judge", unjudged)
 
 
 @breaks("each_message_is_handled_once")
@@ -166,7 +166,7 @@ def a_claim_starts_no_lease(patch):
 @breaks("finished_tasks_were_run")
 def a_task_succeeds_without_being_called(patch):
     outcome = Outcome(Verdict.RETURNED, TaskResult.success())
-    patch.setattr(execution._Attempt, "_call", lambda self: outcome)
+    patch.setattr(attempt._Attempt, "_call", lambda self: outcome)
 
 
 # ---------------------------------------------------------------------- joins and branches

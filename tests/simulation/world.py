@@ -103,7 +103,7 @@ class World:
     def _listening(self) -> Iterator[None]:
         """The engine's own words are of no use here, but for those about handlers that failed."""
         package = logging.getLogger("stabilize_celery")
-        dispatch = logging.getLogger("stabilize_celery.delivery.dispatch")
+        dispatch = logging.getLogger("stabilize_celery.delivery.dispatcher")
         before = package.level, dispatch.level, dispatch.propagate
         listener = _Listener(self)
         package.setLevel(logging.CRITICAL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stabilize_celery.dag.regions import exclusive_downstream, is_backward, jump_regions
+from stabilize_celery.dag.branches import exclusive_downstream, is_backward, jump_regions
 
 CHAIN = {"a": [], "b": ["a"], "c": ["b"], "d": ["c"]}
 #: x feeds the join from outside of the loop.

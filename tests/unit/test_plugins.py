@@ -122,7 +122,7 @@ def test_attempt_hooks_that_fail_cost_no_attempt(
 
 
 def test_without_hooks_nothing_is_entered(offered: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stabilize_celery.worker.execution.watched", None)
+    monkeypatch.setattr("stabilize_celery.worker.attempt.watched", None)
     with Stabilize.embedded(concurrency=1) as engine:
         assert engine.run(order("noop"), timeout=30).status.name == "SUCCEEDED"
 

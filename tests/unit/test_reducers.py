@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stabilize_celery.context import reducers
-from stabilize_celery.context.reducers import known_reducers, reduce_values, register_reducer
+from stabilize_celery import reducers
 from stabilize_celery.errors import StageError, UnknownReducerError
+from stabilize_celery.reducers import known_reducers, reduce_values, register_reducer
 
 
 @pytest.fixture(autouse=True)

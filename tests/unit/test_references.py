@@ -6,8 +6,8 @@ import pytest
 from celery import Celery
 
 from stabilize_celery import StageExecution, Workflow
+from stabilize_celery.canvas.references import UnresolvedReferenceError, literal, resolve, stored
 from stabilize_celery.errors import InvalidWorkflowError
-from stabilize_celery.references import UnresolvedReferenceError, literal, resolve, stored
 
 OUTPUTS = {"charge": {"charge_id": "ch_1", "amount": 7, "lines": [1, 2]}, "pay-in": {"ok": True}}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stabilize_celery.dag.regions import is_backward, jump_regions, restart_region
+from stabilize_celery.dag.branches import is_backward, jump_regions, restart_region
 
 #: a -> b -> c -> d, with a side branch b -> x and a join of x with an outside stage: j < x o
 GRAPH = {

@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from stabilize_celery import Stabilize, StageExecution, Workflow, WorkflowStatus
-from stabilize_celery.delivery.install import read_settings
+from stabilize_celery.delivery.celery_app import read_settings
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.settings import Settings
 

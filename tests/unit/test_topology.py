@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from stabilize_celery.dag.topology import (
+from stabilize_celery.errors import CircularDependencyError
+from stabilize_celery.topology import (
     downstream_closure,
     downstream_index,
     find_cycle,
     topological_order,
     upstream_closure,
 )
-from stabilize_celery.errors import CircularDependencyError
 
 DIAMOND = {"d": {"b", "c"}, "b": {"a"}, "c": {"a"}, "a": set(), "z": {"d"}}
 

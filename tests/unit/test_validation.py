@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from stabilize_celery.dag.validation import validate_workflow
 from stabilize_celery.errors import (
     CircularDependencyError,
     ExpressionError,
@@ -17,8 +16,8 @@ from stabilize_celery.errors import (
 )
 from stabilize_celery.models.stage import StageExecution, SyntheticStageOwner
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.models.trigger import Trigger
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.validation import validate_workflow
+from stabilize_celery.models.workflow import Trigger, Workflow
 
 
 def stage(ref: str = "a", *requires: str, **kwargs: Any) -> StageExecution:

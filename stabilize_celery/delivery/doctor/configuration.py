@@ -8,8 +8,7 @@ from typing import Any
 
 from celery import Celery
 
-from stabilize_celery.delivery.publisher import TASK_PREFIX
-from stabilize_celery.messages import MESSAGE_TYPES
+from stabilize_celery.messages import MESSAGE_TYPES, TASK_PREFIX
 from stabilize_celery.persistence.finding import Finding, Level
 from stabilize_celery.redaction import redact
 from stabilize_celery.settings import Settings

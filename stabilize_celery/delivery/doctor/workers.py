@@ -7,9 +7,8 @@ from typing import Any
 from celery import Celery
 
 from stabilize_celery.delivery.doctor.configuration import examine_settings
-from stabilize_celery.delivery.publisher import TASK_PREFIX
 from stabilize_celery.errors import StoreError
-from stabilize_celery.messages import MESSAGE_TYPES
+from stabilize_celery.messages import MESSAGE_TYPES, TASK_PREFIX
 from stabilize_celery.persistence.database import Database
 from stabilize_celery.persistence.finding import Finding, Level
 from stabilize_celery.settings import Settings

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 
 from stabilize_celery.files import workflow_to_dict
-from stabilize_celery.models.trigger import Trigger
+from stabilize_celery.models.workflow import Trigger
 
 FULL = """\
 application: shop

@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from stabilize_celery.delivery import events
-from stabilize_celery.delivery.dispatch import Handled
+from stabilize_celery.delivery.dispatcher import Handled
 from stabilize_celery.delivery.events import EventSender
 from stabilize_celery.messages import CompleteStage
 from stabilize_celery.models.status import WorkflowStatus

@@ -9,8 +9,7 @@ import pytest
 import structlog
 
 from stabilize_celery import Stabilize, StageExecution, TaskResult, Workflow
-from stabilize_celery.observe.logs import ContextFilter, add_context, add_filter
-from stabilize_celery.observe.scope import FIELDS
+from stabilize_celery.observe.logs import FIELDS, ContextFilter, add_context, add_filter
 
 user_logger = logging.getLogger("shop")
 
@@ -69,7 +68,7 @@ def test_the_engine_itself(kept: list[logging.LogRecord]) -> None:
 
     workflow = run_one(fail)
     (record,) = [record for record in kept if "failed" in record.getMessage()]
-    assert record.name == "stabilize_celery.worker.execution"
+    assert record.name == "stabilize_celery.worker.attempt"
     assert (record.workflow_id, record.stage) == (workflow.id, "pay")  # type: ignore[attr-defined]
 
 

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery, Task
 
 from stabilize_celery import Stabilize, StageExecution, Workflow
-from stabilize_celery.tasks.celery_task import CeleryTask
+from stabilize_celery.celery_tasks.task import CeleryTask
 
 VALUES = [
     datetime(2024, 2, 29, 12, 30, tzinfo=UTC),

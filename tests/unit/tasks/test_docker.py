@@ -405,7 +405,7 @@ def test_the_sdk_is_imported_only_when_it_is_used():
     import subprocess
 
     script = (
-        "import sys\nfrom stabilize_celery.tasks.builtin import register_builtin_tasks\n"
+        "import sys\nfrom stabilize_celery.builtin import register_builtin_tasks\n"
         "from stabilize_celery.tasks.registry import TaskRegistry\nr = TaskRegistry()\nregister_builtin_tasks(r)\n"
         "assert {'python', 'shell', 'http', 'docker'} <= set(r.names())\nr.resolve('docker')\n"
         "assert 'docker' not in sys.modules and 'requests' not in sys.modules"

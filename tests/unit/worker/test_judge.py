@@ -9,7 +9,7 @@ from stabilize_celery import Stabilize, StageExecution, Workflow, WorkflowStatus
 from stabilize_celery.clock import FakeClock
 from stabilize_celery.persistence.rows import last_failure
 from stabilize_celery.tasks.outcome import Verdict
-from stabilize_celery.worker.judge import unknown
+from stabilize_celery.worker.limits import unknown
 
 ERROR = LookupError("no such type")
 

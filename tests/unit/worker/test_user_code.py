@@ -19,8 +19,8 @@ from stabilize_celery import (
     Workflow,
     WorkflowStatus,
     current_run,
+    reducers,
 )
-from stabilize_celery.context import reducers
 from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.persistence.tables import messages
 from stabilize_celery.tasks.run import TaskRun

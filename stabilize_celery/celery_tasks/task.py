@@ -2,7 +2,7 @@
 
 The user's task is sent as itself, to its own queue and with its own options, carrying a header that names the message
 row whose work it is.  The process that executes it takes over the row's lease and reports the result
-(``delivery/celery_signals.py``); no result backend is involved.  In a process without a broker the task is called in
+(``celery_tasks/signals.py``); no result backend is involved.  In a process without a broker the task is called in
 place.
 """
 
@@ -13,6 +13,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from stabilize_celery.canvas.call import (
+    ERRBACKS,
+    FAILED,
+    RESULT_KEY,
+    RESULTS_OF,
+    CeleryCall,
+    plain,
+    refs_of,
+    shaped,
+)
+from stabilize_celery.dag.graph import StageGraphBuilder
 from stabilize_celery.errors import (
     ConfigurationError,
     InvalidOutputError,
@@ -21,16 +32,18 @@ from stabilize_celery.errors import (
     describe_error,
     error_text,
 )
-from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.stage import StageExecution, SyntheticStageOwner
 from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.task import TaskExecution
+from stabilize_celery.stages.builder import StageDefinitionBuilder
 from stabilize_celery.suggestions import did_you_mean
-from stabilize_celery.tasks.celery_call import FAILED, RESULT_KEY, CeleryCall
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.result import HandOver, TaskResult
 from stabilize_celery.tasks.run import current_run
 
 if TYPE_CHECKING:
     from celery import Celery
+
 
 #: The message header that says whose work a Celery task is.
 HEADER = "stabilize"
@@ -241,17 +254,37 @@ def _restored(value: Any) -> Any:
     return loads(text) if '"__type__"' in text else value
 
 
-def plain(value: Any) -> Any:
-    """A value as Celery's JSON carries it, so that what it restores (times, UUIDs, decimals) it restores here too.
+class CeleryResultsTask(Task):
+    """Gives the output ``result``: the results of the stages that the option ``results_of`` names."""
 
-    Raises:
-        InvalidOutputError: Celery's JSON cannot carry it.
-    """
-    from kombu.utils import json as kombu_json
+    def execute(self, stage: StageExecution) -> TaskResult:
+        shape = stage.own_context[RESULTS_OF]
+        return TaskResult.success(outputs={"result": shaped(shape, stage.outputs_of(refs_of(shape)))})
 
-    dumps: Any = kombu_json.dumps
 
-    try:
-        return json.loads(dumps(value))
-    except (TypeError, ValueError) as error:
-        raise InvalidOutputError(f"the result of the Celery task is not JSON: {error}") from error
+class CeleryStageBuilder(StageDefinitionBuilder):
+    """Plans an on-failure stage for each ``link_error`` of the signature."""
+
+    @property
+    def type(self) -> str:
+        return "celery"
+
+    def on_failure_stages(self, stage: StageExecution, graph: StageGraphBuilder) -> None:
+        for number, errback in enumerate(stage.own_context.get(ERRBACKS, ())):
+            name = f"{stage.ref_id} errback {number + 1}"
+            own = {key: value for key, value in errback.items() if key != "immutable"}
+            if not errback.get("immutable"):
+                own[FAILED] = {
+                    "id": f"{stage.tasks[0].id}-{stage.generation}",
+                    "task": stage.own_context.get("task"),
+                }
+            graph.add(
+                StageExecution.create_synthetic(
+                    "celery",
+                    name,
+                    stage,
+                    SyntheticStageOwner.STAGE_AFTER,
+                    own,
+                    [TaskExecution.create(name, "celery")],
+                )
+            )

@@ -24,6 +24,7 @@ from stabilize_celery.suggestions import did_you_mean
 if TYPE_CHECKING:
     from stabilize_celery.models.stage import StageExecution
 
+
 #: The name under which every stage can be reached by any ref_id.
 STAGES = "stages"
 CALL, LITERAL = "$call", "$literal"

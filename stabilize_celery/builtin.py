@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from stabilize_celery.celery_tasks.task import CeleryResultsTask, CeleryStageBuilder, CeleryTask
 from stabilize_celery.plugins import plugins
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import register_builder
-from stabilize_celery.stages.celery import CeleryStageBuilder
 from stabilize_celery.tasks.approval import ApprovalTask
-from stabilize_celery.tasks.celery_results import CeleryResultsTask
-from stabilize_celery.tasks.celery_task import CeleryTask
 from stabilize_celery.tasks.http import HTTPTask
 from stabilize_celery.tasks.python import PythonTask
 from stabilize_celery.tasks.registry import TaskRegistry

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from stabilize_celery.errors import describe_error, error_text
+from stabilize_celery.errors import (
+    MAX_STORED_ERROR_BYTES,
+    InvalidOutputError,
+    describe_error,
+    error_text,
+)
+from stabilize_celery.json_values import dumps_json
 from stabilize_celery.messages import RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
@@ -17,6 +24,10 @@ from stabilize_celery.tasks.result import TaskResult
 
 #: Seconds until a task that a worker does not know is taken again: the first time, doubling, and at most.
 _FIRST_DELAY, _LONGEST_DELAY = 2.0, 60.0
+#: Keys of a stage's context under which the engine keeps an error.
+_ERROR_KEYS = ("exception", "error")
+#: Its parts are texts cut to a hundred KiB, of which JSON may make six characters for each.
+_LARGEST_ERROR = 25 * MAX_STORED_ERROR_BYTES
 
 
 def judge(
@@ -111,3 +122,30 @@ def running_time(task: TaskExecution, now: datetime) -> timedelta:
     """How long a task has been running, without the time it was paused."""
     started = task.start_time or now
     return now - started - timedelta(seconds=task.paused_seconds)
+
+
+def storable(outcome: Outcome, where: str, limit: int) -> Outcome:
+    """The outcome, or a failure that names the key of it which cannot be stored.
+
+    Args:
+        outcome: of an attempt.
+        where: the stage, for the error.
+        limit: the most bytes that outputs or context may have, as JSON.
+    """
+    result = outcome.result
+    try:
+        if result is not None:
+            if result.outputs:
+                dumps_json(result.outputs, f"{where}: outputs", limit)
+            context = dict(result.context)
+            if outcome.error:
+                # Cut to a length of their own: no complaint about their size takes their place.
+                errors = {key: context.pop(key) for key in _ERROR_KEYS if key in context}
+                dumps_json(errors, f"{where}: context", max(limit, _LARGEST_ERROR))
+            if context:
+                dumps_json(context, f"{where}: context", limit)
+        if outcome.context_update:
+            dumps_json(outcome.context_update, f"{where}: context_update", limit)
+    except InvalidOutputError as error:
+        return replace(failure(error), unmapped=outcome.unmapped)
+    return outcome

@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from stabilize_celery.clock import check_milliseconds
-from stabilize_celery.context.reducers import known_reducers, unknown_reducer
-from stabilize_celery.dag.enabled import enabling_condition
-from stabilize_celery.dag.topology import topological_order
 from stabilize_celery.errors import (
     ExpressionError,
     InvalidStageGraphError,
     InvalidWorkflowError,
     UnknownReducerError,
 )
+from stabilize_celery.expressions import Expression, parse
 from stabilize_celery.json_values import ensure_json, is_storable
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.reducers import known_reducers, unknown_reducer
 from stabilize_celery.suggestions import did_you_mean
 from stabilize_celery.tasks.shell import check_command
+from stabilize_celery.topology import topological_order
+
+
+def enabling_condition(own_context: Mapping[str, Any]) -> Expression | bool:
+    """What ``stageEnabled`` says: a fixed answer, or a condition on what the stage sees (behaviour, 3.5).
+
+    Nothing, ``null`` and ``{}`` (which Orca's editor writes) mean that the stage is enabled.
+
+    Raises:
+        ExpressionError: the condition cannot be parsed.
+        InvalidWorkflowError: it is neither true or false nor
+            ``{"type": "expression", "expression": "..."}``.
+    """
+    option = own_context.get("stageEnabled")
+    if option is None or option == {}:
+        return True
+    if isinstance(option, bool):
+        return option
+    if isinstance(option, Mapping) and option.get("type") == "expression" and "expression" in option:
+        return parse(option["expression"])
+    raise InvalidWorkflowError(
+        'stageEnabled must be true, false or {"type": "expression", "expression": "..."}, not '
+        f"{repr(option)[:200]}"
+    )
+
 
 #: Bytes (as UTF-8) of what is a key somewhere: PostgreSQL's indexes take rows of 2,704.  An application stands in one index
 #: with a dedup_key, a ref_id with an id, and without a config id that is made of application and name.

@@ -10,16 +10,18 @@ from typing import Any
 
 from stabilize_celery.errors import describe_error, named_text
 from stabilize_celery.messages import RunTask
+from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.rows import message_of
 from stabilize_celery.tasks.outcome import Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun
+from stabilize_celery.worker.attempt import TaskWorker, _Attempt
 from stabilize_celery.worker.ending import ENDING
-from stabilize_celery.worker.execution import TaskWorker, _Attempt
-from stabilize_celery.worker.handover import OWN_RETRIES, handed_back, own_retries
-from stabilize_celery.worker.judge import stage_time_left
+from stabilize_celery.worker.external import OWN_RETRIES, handed_back, own_retries
 from stabilize_celery.worker.leases import Lease
+from stabilize_celery.worker.limits import stage_time_left
 
+logger = discreet_logger(__name__)
 #: Between looks at a message whose last attempt is about to be reported.
 _PAUSE = 0.02
 
@@ -47,7 +49,7 @@ def begin(
 
 
 class BegunTask(_Attempt):
-    """A task whose work this process does, though not in :mod:`~stabilize_celery.worker.execution`."""
+    """A task whose work this process does, though not in :mod:`~stabilize_celery.worker.attempt`."""
 
     def start(self, on_stop: Callable[[bool], None]) -> bool:
         """Keep the lease from now on; false if the work is not wanted after all."""

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from stabilize_celery.clock import FakeClock, check_seconds
-from stabilize_celery.delivery.dispatch import Dispatcher
+from stabilize_celery.delivery.dispatcher import Dispatcher
 from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.rows import Outgoing
 from stabilize_celery.persistence.store import WorkflowStore

@@ -19,26 +19,23 @@ from stabilize_celery.errors import (
     describe_error,
 )
 from stabilize_celery.handlers.base import Handler
-from stabilize_celery.handlers.lifecycle import cancel_stage, end_workflow
 from stabilize_celery.handlers.registry import Handlers
+from stabilize_celery.handlers.transitions import cancel_stage, end_workflow
 from stabilize_celery.messages import MESSAGE_TYPES, Message, WorkflowLevel
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.observe import tell
-from stabilize_celery.observe.logs import discreet_logger, hiding
-from stabilize_celery.observe.scope import Scope, current_scope, scoped
+from stabilize_celery.observe.logs import Scope, current_scope, discreet_logger, hiding, scoped
 from stabilize_celery.persistence.database import COLLISIONS, is_canceled, is_retryable, is_unavailable
 from stabilize_celery.persistence.rows import Outgoing, message_of, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.redaction import redact
 from stabilize_celery.tasks.outcome import Attempt
+from stabilize_celery.worker.attempt import OnFailure, TaskWorker
 from stabilize_celery.worker.ending import ENDING
-from stabilize_celery.worker.execution import OnFailure, TaskWorker
-from stabilize_celery.worker.leases import LeaseKeeper
+from stabilize_celery.worker.leases import HAND_BACK_DELAY, LeaseKeeper
 
 logger = discreet_logger(__name__)
-#: Seconds in which a worker that is being ended stops taking messages, and says why it ended a process.
-HAND_BACK_DELAY = 1.0
 
 
 def burial_reason(message_id: str) -> str:

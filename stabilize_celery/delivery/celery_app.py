@@ -2,32 +2,110 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-from celery import Celery, signals
+from celery import Celery, bootsteps
+from celery import signals as celery_signals
+from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.worker.state import maybe_shutdown
 from kombu.entity import Exchange, Queue
 
-from stabilize_celery.delivery import celery_signals
-from stabilize_celery.delivery.bootstep import RelayStep
+from stabilize_celery.celery_tasks import signals
+from stabilize_celery.celery_tasks.task import CeleryTask
 from stabilize_celery.delivery.entrypoints import register_entrypoints
-from stabilize_celery.delivery.publisher import TASK_PREFIX
-from stabilize_celery.delivery.stopping import enter_pool_process, pool_slot
-from stabilize_celery.errors import ConfigurationError
-from stabilize_celery.messages import MESSAGE_TYPES
+from stabilize_celery.delivery.relay import Relay
+from stabilize_celery.delivery.stopping import BodyStop, enter_pool_process, pool_leases, pool_slot
+from stabilize_celery.errors import ConfigurationError, StabilizeError
+from stabilize_celery.messages import MESSAGE_TYPES, TASK_PREFIX
 from stabilize_celery.observe.logs import add_filter
+from stabilize_celery.persistence.database import is_unavailable
+from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.plugins import plugins
 from stabilize_celery.settings import PREFIX, Settings
-from stabilize_celery.tasks.celery_task import CeleryTask
+from stabilize_celery.worker.pool_leases import PoolLeases
 
 if TYPE_CHECKING:
     from stabilize_celery.engine import Stabilize
 
+
 logger = logging.getLogger(__name__)
-_engines: weakref.WeakKeyDictionary[Celery, Stabilize] = weakref.WeakKeyDictionary()
+#: In seconds, as Celery's for its broker: 2, 4, 6 ...
+_LONGEST_PAUSE = 32.0
+
+
+def _wait_for(store: WorkflowStore) -> None:
+    """Check the tables, once the database answers: as Celery waits for its broker, and to be stopped as well.
+
+    Raises:
+        SchemaVersionError: they are missing, or of another version.
+        WorkerShutdown, WorkerTerminate: the worker was told to stop.
+    """
+    for failures in itertools.count(1):
+        try:
+            store.check_schema()
+            return
+        except StabilizeError as error:
+            if not is_unavailable(error):
+                raise
+            pause = min(2.0 * failures, _LONGEST_PAUSE)
+            logger.error("stabilize_celery waits for its database, and asks again in %g s: %s", pause, error)
+        end = time.monotonic() + pause
+        while time.monotonic() < end:
+            maybe_shutdown()
+            time.sleep(0.1)
+
+
+class RelayStep(bootsteps.StartStopStep):
+    """Starts after the pool, so that no child inherits the relay's connections."""
+
+    requires = {"celery.worker.components:Pool"}
+
+    def __init__(self, worker: Any, stabilize_relay: bool = True, **kwargs: Any) -> None:
+        self._wanted = stabilize_relay
+        self._relay: Relay | None = None
+        self._bodies: BodyStop | None = None
+        self._leases: PoolLeases | None = None
+        super().__init__(worker, **kwargs)
+
+    def start(self, worker: Any) -> None:
+
+        try:
+            engine = engine_of(worker.app)
+            _wait_for(engine.store)
+            # What they cannot do is an error of the worker, and not of its first task.
+            engine.attempt_hooks()
+        except StabilizeError as error:
+            logger.critical("stabilize_celery cannot start: %s", error)
+            raise SystemExit(1) from None
+        if isinstance(worker.pool, PreforkPool):
+            self._leases = pool_leases(engine)
+            self._leases.start()
+        else:
+            self._bodies = BodyStop(engine, worker)
+        if self._wanted:
+            self._relay = worker.stabilize_relay = Relay(worker.app, engine.store, engine.settings)
+            self._relay.start()
+
+    def stop(self, worker: Any) -> None:
+        if self._bodies is not None:
+            self._bodies.stop_if_cold()
+        if self._relay is not None:
+            self._relay.stop()
+
+    terminate = stop
+
+    def info(self, worker: Any) -> dict[str, Any]:
+        """For ``celery inspect stats``."""
+        return {} if self._relay is None else {"stabilize-relay": self._relay.info()}
+
+
+_engines: weakref.WeakSet[Stabilize] = weakref.WeakSet()
 
 
 def install(app: Celery, engine: Stabilize) -> None:
@@ -36,9 +114,10 @@ def install(app: Celery, engine: Stabilize) -> None:
     Raises:
         ConfigurationError: another engine is installed on the app.
     """
-    if _engines.get(app) not in (None, engine):
+    if getattr(app, "stabilize", engine) is not engine:
         raise ConfigurationError(f"another Stabilize is installed on app {app.main!r} already")
-    _engines[app] = engine
+    app.stabilize = engine
+    _engines.add(engine)
     register_entrypoints(app, engine)
     engine.registry.register("celery", CeleryTask(app))
     _discover_stages(app)
@@ -78,7 +157,7 @@ def engine_of(app: Celery) -> Stabilize:
     Raises:
         ConfigurationError: there is none.
     """
-    engine = _engines.get(app)
+    engine: Stabilize | None = getattr(app, "stabilize", None)
     if engine is None:
         raise ConfigurationError(
             f"no Stabilize is installed on app {app.main!r}: write `stabilize = Stabilize(app)` in its module, "
@@ -89,7 +168,7 @@ def engine_of(app: Celery) -> Stabilize:
 
 def installed_engines() -> list[Stabilize]:
     """The engines on all apps of this process."""
-    return list(_engines.values())
+    return list(_engines)
 
 
 def read_settings(app: Celery) -> Settings:
@@ -118,13 +197,13 @@ def _add_route(app: Celery, engine: Stabilize) -> None:
     app.conf.task_routes = [route, *others]
 
 
-@signals.celeryd_init.connect
+@celery_signals.celeryd_init.connect
 def _add_queues(instance: Any = None, **_: Any) -> None:
     """Let a worker that is not told what to consume consume the engine's queues too.
 
     Sent before the worker looks at ``-Q``, which then chooses among them.
     """
-    engine = _engines.get(getattr(instance, "app", None)) if instance is not None else None
+    engine: Stabilize | None = getattr(getattr(instance, "app", None), "stabilize", None)
     if engine is None:
         return
     queues = instance.app.amqp.queues
@@ -136,13 +215,13 @@ def _add_queues(instance: Any = None, **_: Any) -> None:
         queues.consume_from[name] = queue
 
 
-@signals.worker_init.connect
+@celery_signals.worker_init.connect
 def _guard_tasks(sender: Any = None, **_: Any) -> None:
     """The app's modules are imported, and the pool has not started."""
-    engine = None if sender is None else _engines.get(sender.app)
+    engine: Stabilize | None = getattr(getattr(sender, "app", None), "stabilize", None)
     if sender is not None and engine is not None:
         engine.enter_worker()
-        celery_signals.guard_tasks(sender.app)
+        signals.guard_tasks(sender.app)
 
 
 class _ControlMessages(logging.Filter):
@@ -166,17 +245,17 @@ def _report_control_messages_quietly() -> None:
         logging.getLogger(name).addFilter(_control_messages)
 
 
-@signals.after_setup_logger.connect
-@signals.after_setup_task_logger.connect
+@celery_signals.after_setup_logger.connect
+@celery_signals.after_setup_task_logger.connect
 def _add_context(logger: Any = None, **_: Any) -> None:
     """What a worker logs says for which workflow, stage and task, whatever the format."""
     if logger is not None and _engines:
         add_filter(logger)
 
 
-@signals.worker_process_init.connect
+@celery_signals.worker_process_init.connect
 def _mark_pool_child(**_: Any) -> None:
     """In a pool child of its own a task that does not stop can be ended with its process."""
-    for engine in list(_engines.values()):
+    for engine in list(_engines):
         engine.enter_pool_child(pool_slot())
     enter_pool_process()

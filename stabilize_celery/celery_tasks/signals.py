@@ -20,19 +20,18 @@ from celery import Celery, signals, states
 from celery.exceptions import Ignore, Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from kombu.utils.functional import maybe_evaluate
 
-from stabilize_celery.delivery.dispatch import HAND_BACK_DELAY
-from stabilize_celery.delivery.entrypoints import warn_of_stray
-from stabilize_celery.delivery.publisher import TASK_PREFIX
-from stabilize_celery.delivery.stopping import describe_limit
-from stabilize_celery.errors import StabilizeError, TaskTimeoutError
-from stabilize_celery.messages import MESSAGE_TYPES
+from stabilize_celery.celery_tasks.handover import BegunTask, begin
+from stabilize_celery.celery_tasks.task import HEADER, conclude
+from stabilize_celery.errors import TaskTimeoutError
+from stabilize_celery.messages import MESSAGE_TYPES, TASK_PREFIX
+from stabilize_celery.observe.logs import warn_of_stray
 from stabilize_celery.persistence.database import is_unavailable
 from stabilize_celery.persistence.rows import waits_in
-from stabilize_celery.tasks.celery_task import HEADER, conclude
 from stabilize_celery.tasks.outcome import Outcome
-from stabilize_celery.worker.begun import BegunTask, begin
-from stabilize_celery.worker.handover import handed_back, repeated, settle_for
-from stabilize_celery.worker.judge import failure
+from stabilize_celery.worker.ending import describe_limit
+from stabilize_celery.worker.external import handed_back
+from stabilize_celery.worker.leases import HAND_BACK_DELAY
+from stabilize_celery.worker.limits import failure
 
 logger = logging.getLogger(__name__)
 #: How long a repetition waits for the attempt before it to be reported: it is sent a moment earlier.
@@ -46,12 +45,7 @@ _received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
 
 def _engine(app: Celery | None) -> Any:
-    from stabilize_celery.delivery.install import engine_of
-
-    try:
-        return engine_of(app) if app is not None else None
-    except StabilizeError:
-        return None
+    return getattr(app, "stabilize", None)
 
 
 def _message_id(headers: Any) -> str | None:
@@ -82,7 +76,9 @@ def _on_prerun(task: Any = None, **_: Any) -> None:
 
     begun = begin(engine.dispatcher.worker, message_id, stop, _PATIENCE if request.retries else 0.0)
     if begun is None:
-        warn_of_stray(engine, f"Celery task {task.name}", request.get(HEADER).get("database"))
+        warn_of_stray(
+            engine.store.database.identity, f"Celery task {task.name}", request.get(HEADER).get("database")
+        )
         return
     setattr(request, _BEGUN, begun)
     setattr(request, _REFUSED, False)
@@ -170,7 +166,7 @@ def _report(
     def report() -> None:
         worker = engine.dispatcher.worker
         try:
-            settle_for(worker, message_id, owner, lambda row: outcome_of(worker, row))
+            worker.settle_for(message_id, owner, lambda row: outcome_of(worker, row))
         except Exception as error:
             if not is_unavailable(error):
                 raise
@@ -214,7 +210,7 @@ def _on_body_failure(app: Celery, message_id: str, pid: Any, exception: BaseExce
 def _lost(worker: Any, row: dict[str, Any], error: BaseException) -> Outcome | None:
     """The outcome of an attempt whose process was lost; ``None`` if the process could still hand it back."""
     handed_back = row["send_at"] <= worker.store.now() + timedelta(seconds=HAND_BACK_DELAY)
-    return None if handed_back and waits_in(row) is None else repeated(worker, row, error)
+    return None if handed_back and waits_in(row) is None else worker.lost(row, error)
 
 
 @signals.task_revoked.connect
@@ -250,7 +246,7 @@ def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **_: 
     delay = _seconds_until(getattr(reason, "when", None))
 
     def outcome(worker: Any, row: dict[str, Any]) -> Outcome:
-        described = repeated(worker, row, error).error
+        described = worker.lost(row, error).error
         return handed_back(queue, delay, worker.settings, described or {}, str(error))
 
     _report(sender.app, message_id, received.worker_pid, outcome)
@@ -272,4 +268,4 @@ def _on_rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: 
     message_id = _message_id(message.headers)
     if message_id is not None and exc is not None:
         problem = exc
-        _report(sender.app, message_id, None, lambda w, row: repeated(w, row, problem))
+        _report(sender.app, message_id, None, lambda w, row: w.lost(row, problem))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stabilize_celery.errors import ConfigurationError, InvalidWorkflowError
+from stabilize_celery.canvas.references import resolve, stored
+from stabilize_celery.errors import ConfigurationError, InvalidOutputError, InvalidWorkflowError
 from stabilize_celery.models.stage import StageExecution
-from stabilize_celery.references import resolve, stored
 
 #: Keys of the stage's own context that are options of ``apply_async``.
 OPTIONS = (
@@ -153,3 +154,19 @@ def stored_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "queue" in chosen and not isinstance(chosen["queue"], str):
         chosen["queue"] = chosen["queue"].name
     return chosen
+
+
+def plain(value: Any) -> Any:
+    """A value as Celery's JSON carries it, so that what it restores (times, UUIDs, decimals) it restores here too.
+
+    Raises:
+        InvalidOutputError: Celery's JSON cannot carry it.
+    """
+    from kombu.utils import json as kombu_json
+
+    dumps: Any = kombu_json.dumps
+
+    try:
+        return json.loads(dumps(value))
+    except (TypeError, ValueError) as error:
+        raise InvalidOutputError(f"the result of the Celery task is not JSON: {error}") from error

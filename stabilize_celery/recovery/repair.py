@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.handlers.branches import resume_progress, start_all, wake_paused
-from stabilize_celery.handlers.lifecycle import (
+from stabilize_celery.handlers.transitions import (
     PLANNING_FAILED,
     TIMED_OUT,
     active_tasks,
@@ -20,8 +20,7 @@ from stabilize_celery.messages import CompleteStage, ContinueParentStage, Messag
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.recovery.children import Family, current_phase
-from stabilize_celery.recovery.problem import Problem, Remedy
+from stabilize_celery.recovery.findings import Family, Problem, Remedy, current_phase
 
 
 def mend(unit: Unit, workflow: Workflow, problem: Problem, actor: str) -> None:

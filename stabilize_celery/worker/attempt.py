@@ -16,8 +16,6 @@ from typing import Any, Protocol
 from stabilize_celery.clock import check_seconds
 from stabilize_celery.crash_points import ProcessDiedError, reach
 from stabilize_celery.errors import (
-    MAX_STORED_ERROR_BYTES,
-    InvalidOutputError,
     TaskNotFoundError,
     TaskTimeoutError,
     describe_error,
@@ -25,18 +23,16 @@ from stabilize_celery.errors import (
     named_text,
     transient_marks,
 )
-from stabilize_celery.json_values import dumps_json
 from stabilize_celery.messages import Message, RunHook, RunTask
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.observe import Ended, watched
-from stabilize_celery.observe.logs import discreet_logger, hiding, seldom
-from stabilize_celery.observe.scope import SCOPE, Scope, scoped
+from stabilize_celery.observe.logs import SCOPE, Scope, discreet_logger, hiding, scoped, seldom
 from stabilize_celery.persistence.database import is_unavailable, patiently
 from stabilize_celery.persistence.leases import Claimed
 from stabilize_celery.persistence.loading import lend, stage_of
-from stabilize_celery.persistence.rows import last_failure
+from stabilize_celery.persistence.rows import last_failure, waits_in
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.plugins import AttemptHook
 from stabilize_celery.redaction import Redactor
@@ -45,13 +41,21 @@ from stabilize_celery.tasks.interface import RetryableTask, Task
 from stabilize_celery.tasks.options import redactor_of
 from stabilize_celery.tasks.outcome import LONGEST_REASON, Attempt, Outcome, Verdict
 from stabilize_celery.tasks.registry import TaskRegistry
-from stabilize_celery.tasks.result import TaskResult
+from stabilize_celery.tasks.result import HandOver, TaskResult
 from stabilize_celery.tasks.run import HandBackError, TaskRun, running
 from stabilize_celery.worker.ending import ENDING
+from stabilize_celery.worker.external import launched, own_retries, repeated
 from stabilize_celery.worker.failures import failure_to_tell
-from stabilize_celery.worker.handover import launched, own_retries, publish
-from stabilize_celery.worker.judge import failure, judge, period, running_time, stage_time_left, unknown
 from stabilize_celery.worker.leases import Lease, LeaseKeeper
+from stabilize_celery.worker.limits import (
+    failure,
+    judge,
+    period,
+    running_time,
+    stage_time_left,
+    storable,
+    unknown,
+)
 
 logger = discreet_logger(__name__)
 
@@ -69,10 +73,6 @@ class HandBack(Protocol):
 
 #: Results a task may not return: it cannot put itself into these states.
 _IMPOSSIBLE = (S.NOT_STARTED, S.PAUSED, S.BUFFERED)
-#: Keys of a stage's context under which the engine keeps an error.
-_ERROR_KEYS = ("exception", "error")
-#: Its parts are texts cut to a hundred KiB, of which JSON may make six characters for each.
-_LARGEST_ERROR = 25 * MAX_STORED_ERROR_BYTES
 
 
 class TaskWorker:
@@ -120,6 +120,47 @@ class TaskWorker:
             attempt.perform()
             if attempt.failed is not None:
                 (on_failure or self._log_failure)(attempt.failed)
+
+    def publish(self, message_id: str, to: HandOver) -> None:
+        """Send a task's work; while the broker is away that is left to the relay, anything else is its failure."""
+        try:
+            to.publish({"message": message_id, "database": self.store.database.identity})
+        except Exception as error:
+            if is_transient(error):
+                logger.warning(
+                    "the work of message %s was not sent (%s); it is sent later", message_id, error
+                )
+                return
+            problem = error
+            self.settle_for(message_id, None, lambda _row: failure(problem))
+
+    def settle_for(
+        self, message_id: str, owner: str | None, outcome_of: Callable[[dict[str, Any]], Outcome | None]
+    ) -> bool:
+        """Report for a process that cannot: it was ended, or it never got the work.
+
+        Args:
+            message_id: the row.
+            owner: the process whose lease must be on the row; ``None`` if only one that waits in a queue is meant.
+            outcome_of: from the row to what is reported, if anything.
+        """
+        row = self.store.message(message_id)
+        if row is not None and waits_in(row) is not None:
+            # It counts as an attempt, so that it is not sent for ever to a queue where it cannot be begun.
+            taken = self.store.begin(message_id, self.owner, self.settings.lease)
+            row = None if taken is None else taken.row
+        elif row is None or owner is None or row["lease_owner"] != owner:
+            row = None
+        outcome = None if row is None else outcome_of(row)
+        if row is None or outcome is None:
+            return False
+        outcome = outcome.redacted(lambda: Redactor(keys=self.settings.redact_keys))
+        attempt = Attempt(outcome, row["attempts"], self.owner, row["claims"])
+        return self.settle(message_id, row["claims"], attempt)
+
+    def lost(self, row: dict[str, Any], error: BaseException) -> Outcome:
+        """The outcome of an attempt whose worker was lost: it is repeated after a while."""
+        return repeated(row, error, self.backoff(max(1, row["attempts"])))
 
     def unknown(self, what: str, told: str, row: Mapping[str, Any]) -> Outcome:
         """The outcome for a task that no code in this worker is registered for."""
@@ -235,7 +276,7 @@ class _Attempt:
         if accepted:
             self._tell(outcome)
         if accepted and outcome.hand_over is not None:
-            publish(self._worker, self._row["id"], outcome.hand_over)
+            self._worker.publish(self._row["id"], outcome.hand_over)
         return accepted
 
     def _tell(self, outcome: Outcome) -> None:
@@ -438,13 +479,13 @@ class _Attempt:
             with ENDING.released():
                 result = call()
             if isinstance(result, Outcome):
-                return self._checked(result)
+                return self._storable(result)
             if not isinstance(result, TaskResult):
                 called = self._message.hook if isinstance(self._message, RunHook) else "execute"
                 raise TypeError(
                     f"{called} of task {self._task.name} returned {type(result).__name__}; return a TaskResult"
                 )
-            return self._checked(self._returned(result))
+            return self._storable(self._returned(result))
         except ProcessDiedError:
             raise
         except BaseException as error:
@@ -503,13 +544,16 @@ class _Attempt:
                 retry = Outcome(
                     Verdict.RETRY, error=described, delay=delay, context_update=update, reason=reason
                 )
-                return self._checked(retry)
+                return self._storable(retry)
             except ProcessDiedError:
                 raise
             except BaseException as problem:
                 # It asks for a delay that is none, or its hook raised.
                 error, described = problem, describe_error(problem, transient=False)
-        return self._checked(failure(error, described, context=update))
+        return self._storable(failure(error, described, context=update))
+
+    def _storable(self, outcome: Outcome) -> Outcome:
+        return storable(outcome, f"stage {self.stage.ref_id}", self._settings.max_output_bytes)
 
     def _delay_after(self, error: BaseException) -> float:
         for mark in transient_marks(error):
@@ -518,27 +562,6 @@ class _Attempt:
                 check_seconds(mark.retry_after, f"retry_after of {type(mark).__name__}")
                 return float(mark.retry_after)
         return self._backoff_of_poll(self._worker.backoff(self._number))
-
-    def _checked(self, outcome: Outcome) -> Outcome:
-        """Refuse what cannot be stored, naming the key."""
-        limit = self._settings.max_output_bytes
-        where, result = f"stage {self.stage.ref_id}", outcome.result
-        try:
-            if result is not None:
-                if result.outputs:
-                    dumps_json(result.outputs, f"{where}: outputs", limit)
-                context = dict(result.context)
-                if outcome.error:
-                    # Cut to a length of their own: no complaint about their size takes their place.
-                    errors = {key: context.pop(key) for key in _ERROR_KEYS if key in context}
-                    dumps_json(errors, f"{where}: context", max(limit, _LARGEST_ERROR))
-                if context:
-                    dumps_json(context, f"{where}: context", limit)
-            if outcome.context_update:
-                dumps_json(outcome.context_update, f"{where}: context_update", limit)
-        except InvalidOutputError as error:
-            return replace(failure(error), unmapped=outcome.unmapped)
-        return outcome
 
 
 def _context_update(error: BaseException) -> dict[str, Any]:

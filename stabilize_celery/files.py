@@ -56,10 +56,13 @@ class WorkflowFile:
     #: The text of a YAML or JSON file, in which the places of errors are looked up.
     text: str | None = None
 
-    def error_of_stage(self, ref: str, problem: str) -> WorkflowFileError:
-        """An error about the stage ``ref``, at its place."""
+    def type_error(self, ref: str, task: int, problem: str) -> WorkflowFileError:
+        """An error about the type of a task of the stage ``ref``, at its place."""
         refs = [stage.ref_id for stage in self.workflow.top_level_stages()]
-        return _error(self.path, problem, _place(self.text, ("stages", refs.index(ref))))
+        stage = ("stages", refs.index(ref))
+        places = [_place(self.text, (*stage, *of)) for of in (("tasks", task, "type"), ("type",), ())]
+        # A stage with one task gives its type itself.
+        return _error(self.path, problem, places[0] if places[0] != places[2] else places[1])
 
 
 def load_workflow(path: str | Path) -> Workflow:

@@ -106,7 +106,7 @@ def _unknown_types(file: WorkflowFile, engine: Stabilize) -> list[str]:
             )
         )
         for stage in file.workflow.stages
-        for task in stage.tasks
+        for index, task in enumerate(stage.tasks)
         if not engine.registry.knows(task.implementing_class)
     ]
 

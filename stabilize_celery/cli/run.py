@@ -99,8 +99,9 @@ def _unknown_types(file: WorkflowFile, engine: Stabilize) -> list[str]:
     """One message, with its place in the file, for each task of a type that is not registered."""
     return [
         str(
-            file.error_of_stage(
+            file.type_error(
                 stage.ref_id,
+                index,
                 f"stage {stage.ref_id}: no task type {task.implementing_class!r} is registered"
                 f"{engine.registry.suggest(task.implementing_class)}",
             )

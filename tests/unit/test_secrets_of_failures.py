@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from sqlalchemy import select
 
 from stabilize_celery import (
+    RetryableTask,
     Stabilize,
     StageExecution,
     Task,
@@ -185,7 +187,10 @@ class Clearing(Task):
         return TaskResult.terminal(f"not cleared with {stage.context['password']}")
 
 
-class Slow(Task):
+class Slow(RetryableTask):
+    def get_dynamic_timeout(self, stage: StageExecution) -> timedelta:
+        return timedelta()
+
     def execute(self, stage: StageExecution) -> TaskResult:
         return TaskResult.success()
 
@@ -200,7 +205,7 @@ def test_hooks(engine: Stabilize, caplog: pytest.LogCaptureFixture) -> None:
         run = run_one(
             engine,
             StageExecution.single("c", "clearing", {"password": SECRET, "continuePipelineOnFailure": True}),
-            StageExecution.single("s", "slow", {"password": SECRET, "stageTimeoutMs": 0}, requires={"c"}),
+            StageExecution.single("s", "slow", {"password": SECRET}, requires={"c"}),
         )
     assert run.workflow().stages[1].status.name == "TERMINAL"
     assert "timed out with ***" in caplog.text

@@ -327,7 +327,7 @@ def test_validate_several_files(answer, cli, tmp_path: Path) -> None:
 def test_validate_shows_where_an_unknown_type_stands(cli, tmp_path: Path) -> None:
     path = tmp_path / "flow.yaml"
     path.write_text("stages:\n- ref: a\n  type: builder\n  tasks: [noop, {name: b, type: charge}]\n")
-    assert f"{path}:2:3: stage a: no task type 'charge' is registered" in cli("validate", str(path)).stderr
+    assert f"{path}:4:33: stage a: no task type 'charge' is registered" in cli("validate", str(path)).stderr
 
 
 def test_graph_of_a_file_and_of_a_workflow(cli, answer, flow, waiting: WorkflowRun) -> None:

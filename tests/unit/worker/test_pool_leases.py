@@ -33,8 +33,8 @@ class FakeWorker:
     def hand_back(self, message_id: str, token: int, *, counted: bool) -> None:
         self.handed_back.append((message_id, token, counted))
 
-    def message(self, message_id: str) -> None:
-        return None
+    def settle_for(self, message_id: str, owner: str, outcome_of: object) -> bool:
+        return False
 
 
 @pytest.fixture

@@ -188,7 +188,10 @@ class Clearing(Task):
 
 
 class Slow(RetryableTask):
-    def get_dynamic_timeout(self, stage: StageExecution) -> timedelta:
+    def get_timeout(self) -> timedelta:
+        return timedelta()
+
+    def get_backoff_period(self, stage: StageExecution, duration: timedelta) -> timedelta:
         return timedelta()
 
     def execute(self, stage: StageExecution) -> TaskResult:

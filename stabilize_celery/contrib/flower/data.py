@@ -22,19 +22,6 @@ from stabilize_celery.models.json import (
     Transition,
     WorkflowData,
     WorkflowHead,
-from stabilize_celery.contrib.flower import shapes
-from stabilize_celery.contrib.flower.access import GuardedHandler
-from stabilize_celery.delivery.celery_app import engine_of
-from stabilize_celery.engine import Stabilize
-from stabilize_celery.errors import (
-    ConfigurationError,
-    DeadLetterError,
-    InvalidWorkflowError,
-    StabilizeError,
-    StageNotFoundError,
-    StoreError,
-    WorkflowNotFoundError,
-    WorkflowStateError,
 )
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus

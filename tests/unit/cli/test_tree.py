@@ -18,8 +18,7 @@ from stabilize_celery.cli.tree import stage_tree
 from stabilize_celery.models.stage import Phase, StageExecution, SyntheticStageOwner
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.models.workflow import PausedDetails
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.workflow import PausedDetails, Workflow
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 

@@ -15,7 +15,7 @@ PYTEST_PROCESSES ?= 2
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-fast test-served compat compat-oldest compat-newest compat-run lock check bench bench-quick explore explore-faults overload hammer simulate chaos docs format clean stops
+.PHONY: help demo test test-fast test-served compat compat-oldest compat-newest compat-run lock check bench bench-quick explore explore-faults mutations overload hammer simulate chaos docs format clean stops
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 or newer and nothing else"
@@ -32,6 +32,7 @@ help:
 	@echo "make overload a hundred thousand messages and two slow workers: nothing floods, starves or grows"
 	@echo "make explore  transactions interleaved statement by statement: SCHEDULES=20000 SEED=7, EXPLORE=--pairs for the list"
 	@echo "make explore-faults  faults put back on purpose: each is found within 2,000 schedules"
+	@echo "make mutations  dangerous changes of the engine, one after the other: the tests that each names must fail"
 	@echo "make hammer   eight engines on one workflow with a thousand stages, for a minute: no deadlock"
 	@echo "make docs     build the documentation into build/site, every reference checked"
 	@echo "make format   let ruff fix and format"
@@ -152,6 +153,10 @@ explore: $(VENV)/.installed-dev
 explore-faults: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@STABILIZE_EXPLORE_FAULTS=all $(BIN)/python -m pytest tests/interleaving/test_put_back.py $(PYTEST_ARGS)
+
+mutations: $(VENV)/.installed-dev
+	@config/install-services.sh
+	@$(BIN)/python -m tests.mutations $(MUTATIONS)
 
 overload: $(VENV)/.installed-dev
 	@config/install-services.sh

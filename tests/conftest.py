@@ -24,7 +24,7 @@ from tests.services import (
 from tests.worker import WorkerProcess
 
 #: Folders whose tests need nothing but Python packages, unless a fixture or a parameter says otherwise.
-FAST = {"unit", "property", "simulation", "conformance", "fuzz", "testing_kit"}
+FAST = {"unit", "property", "simulation", "conformance", "fuzz", "testing_kit", "mutations"}
 #: What a test that needs a server, a worker or a browser asks for.
 SERVICES = {"postgres_service", "rabbit_service", "redis_service", "start_worker", "browser"}
 

@@ -1,0 +1,188 @@
+"""Stages: when they start, what follows them, how they end."""
+
+from __future__ import annotations
+
+from tests.mutations.change import Change
+
+CHANGES = [
+    Change(
+        "a stale generation is handled",
+        "A message of an earlier pass changes the stage that was reset since.",
+        "if stage.generation != message.generation:",
+        "if stage.generation < message.generation:",
+        (
+            "tests/unit/test_stale_messages.py::test_what_was_meant_for_an_earlier_pass_changes_nothing_and_says_so",
+        ),
+        inside="find_stage",
+    ),
+    Change(
+        "a stage of another workflow is handled",
+        "A forged or mixed-up message changes a stage of somebody else's workflow.",
+        "if stage is None or stage.execution.id != message.workflow_id:",
+        "if stage is None:",
+        (
+            "tests/unit/test_stale_messages.py::test_a_message_with_the_id_of_another_workflow_changes_nothing",
+        ),
+        inside="find_stage",
+    ),
+    Change(
+        "a join starts with its first arrival",
+        "A join runs before the stages it waits for have ended.",
+        "return stage.open_upstreams == 0",
+        "return True",
+        ("tests/conformance/test_data_flow.py::test_last_means_last_in_topological_order_not_in_time",),
+        inside="_arrive",
+    ),
+    Change(
+        "a join does not count its arrivals",
+        "A join never starts, and its workflow never ends.",
+        "unit.change(stage, open_upstreams=stage.open_upstreams - 1)",
+        "unit.change(stage, open_upstreams=stage.open_upstreams)",
+        (
+            "tests/conformance/test_data_flow.py::test_a_join_sees_the_last_value_unless_it_declares_a_reducer",
+        ),
+        inside="_arrive",
+    ),
+    Change(
+        "a fan-out counts one branch too few",
+        "A workflow is SUCCEEDED while a branch still runs.",
+        "unit.add_branches(workflow, balance)",
+        "unit.add_branches(workflow, balance - 1)",
+        ("tests/conformance/test_data_flow.py::test_a_running_task_sees_the_stages_around_it",),
+        inside="_account",
+    ),
+    Change(
+        "a stage after a halted one is not blocked",
+        "The counts of a join say that it may still start.",
+        "unit.change(following, blocked=True)",
+        "unit.change(following, blocked=False)",
+        (
+            "tests/conformance/test_synthetic_stages.py::test_an_after_stage_that_continues_strands_the_one_chained_to_it",
+        ),
+        inside="_block_downstream",
+    ),
+    Change(
+        "a failed stage does not end its workflow",
+        "A workflow whose stage failed waits for ever.",
+        "unit.send(CompleteWorkflow(workflow_id=stage.execution.id, halted=True))",
+        "unit.send(CompleteWorkflow(workflow_id=stage.execution.id))",
+        ("tests/unit/test_control_errors.py::test_tasks_that_make_no_sense",),
+        inside="_halt_branch",
+    ),
+    Change(
+        "a stopped stage is not noted in its workflow",
+        "completeOtherBranchesThenFail is ignored: the workflow is SUCCEEDED.",
+        "unit.change(stage.execution, has_halted=True)",
+        "unit.change(stage.execution, has_halted=False)",
+        ("tests/conformance/test_failure_policies.py::test_other_branches_go_on_when_one_is_stopped",),
+        inside="_halt_branch",
+    ),
+    Change(
+        "siblings of a failed synthetic stage go on",
+        "A step runs although the one before it failed.",
+        "strands = child.status is S.FAILED_CONTINUE and not child.own_context.get(",
+        "strands = child.status is S.FAILED_CONTINUE and child.own_context.get(",
+        ("tests/unit/test_nesting.py::TestMap::test_failures_can_be_collected",),
+    ),
+    Change(
+        "a parent goes on after its first synthetic stage",
+        "The tasks of a stage run while its before-stages do.",
+        "unit.change(parent, open_children=max(0, parent.open_children - settled))",
+        "unit.change(parent, open_children=0)",
+        ("tests/conformance/test_nesting.py::test_a_map_runs_one_stage_per_item_and_keeps_their_order",),
+    ),
+    Change(
+        "the next item of a limited map never starts",
+        "A map with a limit stands still after the first items.",
+        "if child.status.is_continuable and not strands and child.phase is Phase.BEFORE:",
+        "if child.status.is_continuable and not strands and child.phase is Phase.AFTER:",
+        ("tests/unit/test_nesting.py::TestLimitOfAMap::test_a_failure_stops_those_that_wait",),
+    ),
+    Change(
+        "paused time counts as running time",
+        "A task times out because its workflow was paused.",
+        "paused_seconds=task.paused_seconds + paused,",
+        "paused_seconds=task.paused_seconds,",
+        ("tests/conformance/test_control.py::test_paused_time_does_not_count_against_a_time_limit",),
+        inside="wake_paused",
+    ),
+    Change(
+        "a stage ends before its on-failure stages",
+        "The workflow goes on while the failure is still being cleaned up.",
+        "elif not phase_ended(children, Phase.ON_FAILURE):",
+        "elif phase_ended(children, Phase.ON_FAILURE):",
+        ("tests/conformance/test_synthetic_stages.py::test_a_failure_deep_inside_reaches_the_workflow",),
+        inside="CompleteStageHandler",
+    ),
+    Change(
+        "what a failure canceled is not remembered",
+        "A restart of the failed stage leaves parallel branches canceled, and the join never runs.",
+        "update_context(unit, stage, {CANCELED_BY: failed})",
+        "update_context(unit, stage, {})",
+        (
+            "tests/conformance/test_repairs.py::test_a_restart_of_another_stage_leaves_what_a_failure_canceled",
+        ),
+    ),
+    Change(
+        "a failed synthetic stage does not stop its siblings",
+        "Steps go on for a stage that has failed.",
+        "if any(child.status.is_halt for child in children):",
+        "if all(child.status.is_halt for child in children):",
+        ("tests/conformance/test_nesting.py::test_a_failed_item_fails_the_stage",),
+        inside="ContinueParentStageHandler",
+    ),
+    Change(
+        "tasks run after a stranded before-stage",
+        "A stage does its work although what it depends on was given up.",
+        "if message.phase is not Phase.BEFORE or halted or stranded:",
+        "if message.phase is not Phase.BEFORE or halted:",
+        (
+            "tests/conformance/test_synthetic_stages.py::test_a_before_stage_that_continues_strands_the_one_chained_to_it",
+        ),
+    ),
+    Change(
+        "a suspension expires while the workflow is paused",
+        "An approval times out while nobody could answer it.",
+        "if stage.execution.status is S.PAUSED:",
+        "if stage.execution.status is S.BUFFERED:",
+        ("tests/conformance/test_time_limits.py::test_time_in_a_pause_is_not_counted",),
+        inside="ExpireSuspensionHandler",
+    ),
+    Change(
+        "a stage expires while the workflow is paused",
+        "A stage times out while nothing may run.",
+        "if stage.execution.status.is_complete or stage.execution.status is S.PAUSED or stage.deadline is None:",
+        "if stage.execution.status.is_complete or stage.deadline is None:",
+        ("tests/conformance/test_time_limits.py::test_time_in_a_pause_is_not_counted",),
+    ),
+    Change(
+        "the target of a jump waits for its requirements",
+        "A jump forward over the other branch of a join never arrives.",
+        "unit.change(target, released=True)",
+        "unit.change(target, released=False)",
+        ("tests/conformance/test_dynamic_routing.py::test_a_jump_into_a_join_whose_other_branch_still_runs",),
+    ),
+    Change(
+        "a jump keeps the synthetic stages of the last pass",
+        "A stage that runs again finds its old steps done.",
+        ("remove_children(unit, stage, reason)\nreset_stage(unit, stage, reason)"),
+        "reset_stage(unit, stage, reason)",
+        ("tests/conformance/test_dynamic_routing.py::test_before_stages_run_once_in_each_pass",),
+        inside="JumpToStageHandler._jump",
+    ),
+    Change(
+        "a refused jump follows the failure policy",
+        "A loop that was stopped goes on because its stage may fail.",
+        "transition(unit, source, S.TERMINAL, error, end_time=unit.now)",
+        "transition(unit, source, source.failure_status(), error, end_time=unit.now)",
+        ("tests/conformance/test_dynamic_routing.py::test_jumps_are_limited",),
+    ),
+    Change(
+        "signals are kept over a reset",
+        "A signal for an earlier pass wakes the next one.",
+        "unit.drop_signals(stage)",
+        "unit.drop_timers(stage.execution, stage)",
+        ("tests/unit/test_stale_messages.py::test_a_signal_kept_for_one_pass_does_not_wake_the_next",),
+        inside="reset_stage",
+    ),
+]

@@ -1,0 +1,39 @@
+"""Rows: messages, leases and fencing tokens, signals, dedup keys, retention, time."""
+
+from __future__ import annotations
+
+from tests.mutations.change import Change
+
+CHANGES = [
+    Change(
+        "the due time is ignored by take",
+        "A delayed control message is handled at once.",
+        'messages.c.due_at <= bindparam("latest"),',
+        'or_(messages.c.due_at <= bindparam("latest"), messages.c.id == bindparam("message_id")),',
+        ("tests/unit/test_stale_messages.py::test_a_control_message_is_not_taken_before_its_time",),
+        inside="Queries._take",
+    ),
+    Change(
+        "the due time is ignored by claim",
+        "A retry runs as soon as its message is delivered, without its backoff.",
+        'messages.c.due_at <= bindparam("latest"),',
+        'or_(messages.c.due_at <= bindparam("latest"), messages.c.id == bindparam("message_id")),',
+        ("tests/unit/test_stale_messages.py::test_a_retry_is_not_claimed_before_its_time",),
+        inside="Queries._claim",
+    ),
+    Change(
+        "every delayed message is ten seconds late",
+        "Retries, timers and waits last ten seconds longer than they say.",
+        "due = now + timedelta(seconds=delay)",
+        "due = now + timedelta(seconds=delay + 10 * (delay > 0))",
+        ("tests/unit/test_stale_messages.py::test_a_suspension_ends_at_its_time",),
+        inside="new_row",
+    ),
+    Change(
+        "signals are taken newest first",
+        "Two signals reach a task in the wrong order.",
+        ".order_by(signals.c.at, signals.c.id)",
+        ".order_by(signals.c.at.desc(), signals.c.id.desc())",
+        ("tests/unit/test_stale_messages.py::test_a_signal_sent_in_two_is_taken_in_order",),
+    ),
+]

@@ -19,7 +19,6 @@ from stabilize_celery.persistence.retention import ENDS
 from stabilize_celery.recovery.findings import Audit, Problem
 
 if TYPE_CHECKING:
-    from stabilize_celery.delivery.doctor import Finding
     from stabilize_celery.persistence.migrate import Migration
     from stabilize_celery.persistence.phases import Phase
 
@@ -370,19 +369,19 @@ def _doctor(ctx: click.Context, timeout: float, as_json: bool) -> None:
 
     Says what to change; exit code 1 if there are errors.
     """
-    from stabilize_celery.delivery.doctor import Level, examine
+    from stabilize_celery.plugins import command
 
-    found = examine(base.open_engine(ctx, check=False), timeout)
-    errors = sum(finding.level is Level.ERROR for finding in found)
+    found = command("doctor")(base.open_engine(ctx, check=False), timeout)
+    errors, warnings = (sum(finding.level == level for finding in found) for level in ("error", "warning"))
     if as_json:
         output.print_json({"healthy": not errors, "findings": [finding.to_dict() for finding in found]})
     else:
         _print_findings(found)
-        click.echo(f"{errors} errors, {sum(finding.level is Level.WARNING for finding in found)} warnings")
+        click.echo(f"{errors} errors, {warnings} warnings")
     ctx.exit(1 if errors else 0)
 
 
-def _print_findings(found: list[Finding]) -> None:
+def _print_findings(found: list[Any]) -> None:
     looks = {"ok": ("✔", "+", "green"), "warning": ("!", "!", "yellow"), "error": ("✖", "x", "red")}
     console = output.make_console()
     area = ""

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from stabilize_celery.cli import main as stabilize_celery_command
 from stabilize_celery.cli import stabilize as celery_command
-from stabilize_celery.delivery.doctor.configuration import RULES
+from stabilize_celery.contrib.doctor import SETTINGS
 from stabilize_celery.file_form import ConfigForm, StageForm, TaskForm, TriggerForm, WorkflowForm
 from stabilize_celery.observe import logs
 from tests.acceptance.documents import Block, blocks_of, execute
@@ -193,7 +193,7 @@ def test_the_keys_of_files() -> None:
 def test_the_settings_the_doctor_looks_at() -> None:
     rows = table_rows("doctor", "Celery settings")
     told = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
-    assert {rule.name for rule in RULES} <= told
+    assert {name for name, *_ in SETTINGS} <= told
 
 
 # ---------------------------------------------------------------------- completion

@@ -12,7 +12,7 @@ import pytest
 
 from stabilize_celery import Stabilize
 from stabilize_celery import WorkflowStatus as S
-from stabilize_celery.delivery.doctor import Level, examine
+from stabilize_celery.contrib.doctor import Level, examine
 from stabilize_celery.delivery.relay import Relay
 from tests.acceptance.documents import blocks_of
 from tests.conformance.conftest import Crew, crew_of

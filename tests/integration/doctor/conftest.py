@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from stabilize_celery import Stabilize
-from stabilize_celery.delivery.doctor import Finding, Level, examine
+from stabilize_celery.contrib.doctor import Finding, Level, examine
 
 #: What docs/how-to/doctor.md recommends.
 GOOD = {

@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 
 from stabilize_celery import Stabilize
 from stabilize_celery.cli import main
-from stabilize_celery.delivery.doctor import Level, examine
+from stabilize_celery.contrib.doctor import Level, examine
 from stabilize_celery.messages import StartWorkflow
 from tests.integration.doctor.conftest import GOOD, errors, problems
 from tests.processes import run_successfully
@@ -173,21 +173,21 @@ def test_settings_of_the_server(checkup: Checkup, postgres_url: str) -> None:
 def test_clocks_that_differ(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import datetime as real
 
-    from stabilize_celery.persistence import checkup
+    from stabilize_celery.contrib import doctor
 
     class Fast:
         @staticmethod
         def now(zone: Any) -> Any:
             return real.now(zone) + timedelta(seconds=30)
 
-    monkeypatch.setattr(checkup, "datetime", Fast)
+    monkeypatch.setattr(doctor, "datetime", Fast)
     engine = make_engine()
-    found = checkup.examine_database(engine.store, engine.settings)
+    found = doctor.examine_database(engine.store, engine.settings)
     assert any(re.match(r"its clock and this machine's are (29|30)\.\d s apart", x) for x in problems(found))
 
 
 def test_a_pooler_in_transaction_mode(make_engine: Any, pooled_url: str, postgres_url: str) -> None:
-    from stabilize_celery.persistence.checkup import examine_database
+    from stabilize_celery.contrib.doctor import examine_database
 
     pooled = make_engine(stabilize_database_url=pooled_url, stabilize_database_prepare=False)
     found = examine_database(pooled.store, pooled.settings)
@@ -285,13 +285,11 @@ def test_sqlite_with_workers(checkup: Checkup, tmp_path: Any) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_setting_that_does_not_fit(make_engine: Any, conf: dict[str, Any], level: str, what: str) -> None:
-    from stabilize_celery.delivery.doctor.configuration import examine_configuration
+    from stabilize_celery.contrib.doctor import examine_configuration
 
     def check(**more: Any) -> list[Any]:
         engine = make_engine(broker_url="amqp://127.0.0.1:1//", **more)
-        found: list[Any] = []
-        examine_configuration(engine.app, engine.settings, found)
-        return found
+        return examine_configuration(engine.app, engine.settings)
 
     assert problems(check()) == []
     found = [one for one in check(**conf) if one.what.startswith(what)]
@@ -301,18 +299,17 @@ def test_a_setting_that_does_not_fit(make_engine: Any, conf: dict[str, Any], lev
 
 
 def test_routes_set_after_the_first_use(make_engine: Any) -> None:
-    from stabilize_celery.delivery.doctor.configuration import examine_configuration
+    from stabilize_celery.contrib.doctor import examine_configuration
 
     engine = make_engine()
     _ = engine.app.conf.task_routes
     engine.app.conf.task_routes = {"shop.*": {"queue": "shop"}}
-    found: list[Any] = []
-    examine_configuration(engine.app, engine.settings, found)
+    found = examine_configuration(engine.app, engine.settings)
     assert problems(found) == ["task_routes sends the engine's Celery tasks to queue celery"]
 
 
 def test_tasks_that_hold_their_message(make_engine: Any) -> None:
-    from stabilize_celery.delivery.doctor.configuration import examine_configuration
+    from stabilize_celery.contrib.doctor import examine_configuration
 
     engine = make_engine()
 
@@ -321,8 +318,7 @@ def test_tasks_that_hold_their_message(make_engine: Any) -> None:
     engine.app.task(name="shop.long", acks_late=True, shared=False)(work)
     engine.app.task(name="shop.short", acks_late=True, time_limit=60, shared=False)(work)
     engine.app.task(name="shop.early", shared=False)(work)
-    found: list[Any] = []
-    examine_configuration(engine.app, engine.settings, found)
+    found = examine_configuration(engine.app, engine.settings)
     assert problems(found) == ["shop.long: acknowledged late, with no time limit below 1800 s"]
 
 

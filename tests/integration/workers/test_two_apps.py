@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from stabilize_celery import WorkflowStatus as S
-from stabilize_celery.delivery.doctor import Level, examine
+from stabilize_celery.contrib.doctor import Level, examine
 from stabilize_celery.persistence.database import Database
 from tests.conformance.harness import flow, stage
 from tests.integration.workers.conftest import Deploy, Deployment

@@ -174,6 +174,48 @@ class Redactor:
         return _copied(value, self._keys, self._masker.value, under_secret=lambda item: item)
 
 
+def masker_of(stage: Any, *more: Any) -> Masker:
+    """What hides the stage's secrets; ``more`` are values that are secret whether named or not."""
+    return Masker([*more, *_named_secrets(stage)])
+
+
+def redactor_of(
+    stage: Any,
+    keys: Iterable[str] = DEFAULT_KEYS,
+    *more: Mapping[str, Any],
+    named: Iterable[Any] = (),
+) -> Redactor:
+    """What hides everything secret that a stage knows in texts about its failures.
+
+    Args:
+        stage: a StageExecution, or ``None``: what it sees, and the context and trigger of its workflow, are looked through.
+        keys: ``settings.redact_keys``.
+        more: further data to be looked through.
+        named: values that are secret whether named or not.
+    """
+    if stage is None:
+        return Redactor(more, keys, named)
+    workflow = stage._execution
+    if workflow is not None:
+        trigger = workflow.trigger
+        more = (*more, workflow.context, trigger.parameters, trigger.payload)
+    # The option "secrets" holds names, which are no secrets.
+    seen = (
+        {key: value for key, value in each.items() if key != "secrets"} for each in (stage.context, *more)
+    )
+    return Redactor(seen, keys, [*named, *_named_secrets(stage)])
+
+
+def _named_secrets(stage: Any) -> Iterable[Any]:
+    own = stage.own_context
+    names = own.get("secrets")
+    for name in names if isinstance(names, (list, tuple)) else ():
+        yield from (own.get(name), stage.context.get(name))
+        for holder in ("env", "environment", "headers"):
+            if isinstance(own.get(holder), Mapping):
+                yield own[holder].get(name)
+
+
 def _copied(
     value: Any,
     keys: tuple[str, ...],

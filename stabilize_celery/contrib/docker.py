@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.plugins import Plugin
-from stabilize_celery.redaction import Masker, Redactor
+from stabilize_celery.redaction import Masker, Redactor, masker_of, redactor_of
 from stabilize_celery.settings import Seconds
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.options import (
@@ -28,9 +28,7 @@ from stabilize_celery.tasks.options import (
     decode,
     execution_timeout,
     fitted,
-    masker_of,
     read_options,
-    redactor_of,
     seconds,
 )
 from stabilize_celery.tasks.processes import Capture, Ending

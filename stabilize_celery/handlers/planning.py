@@ -22,8 +22,8 @@ from stabilize_celery.handlers.transitions import PLANNING_FAILED, log_failure, 
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.validation import check_stage, check_tasks
+from stabilize_celery.redaction import redactor_of
 from stabilize_celery.stages.builder import StageDefinitionBuilder
-from stabilize_celery.tasks.options import redactor_of
 
 
 class PlanningFailedError(Exception):

@@ -21,16 +21,14 @@ import httpx
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stabilize_celery.models.stage import StageExecution
-from stabilize_celery.redaction import Masker, Redactor
+from stabilize_celery.redaction import Masker, Redactor, masker_of, redactor_of
 from stabilize_celery.settings import Seconds
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.options import (
     DEFAULT_MAX_OUTPUT_BYTES,
     OptionError,
     TaskOptions,
-    masker_of,
     read_options,
-    redactor_of,
     stage_label,
     substitute,
     visible_data,

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from stabilize_celery.errors import PermanentError
 from stabilize_celery.models.stage import StageExecution
-from stabilize_celery.redaction import DEFAULT_KEYS, Masker, Redactor
+from stabilize_celery.redaction import Masker, Redactor, masker_of
 from stabilize_celery.settings import Seconds
 from stabilize_celery.tasks.processes import GRACE_SECONDS, ProcessResult
 from stabilize_celery.tasks.result import TaskResult
@@ -115,48 +115,6 @@ def _explain(model: type[TaskOptions], stage: StageExecution, error: ValidationE
         else:
             problems.append(f"option '{name}': {message} (got {problem['input']!r:.80})")
     return masker_of(stage).text(f"Stage '{stage_label(stage)}': {'; '.join(problems)}")
-
-
-def masker_of(stage: StageExecution, *more: Any) -> Masker:
-    """What hides the stage's secrets; ``more`` are values that are secret whether named or not."""
-    return Masker([*more, *_named_secrets(stage)])
-
-
-def redactor_of(
-    stage: StageExecution | None,
-    keys: Iterable[str] = DEFAULT_KEYS,
-    *more: Mapping[str, Any],
-    named: Iterable[Any] = (),
-) -> Redactor:
-    """What hides everything secret that a stage knows in texts about its failures.
-
-    Args:
-        stage: what it sees, and the context and trigger of its workflow, are looked through.
-        keys: ``settings.redact_keys``.
-        more: further data to be looked through.
-        named: values that are secret whether named or not.
-    """
-    if stage is None:
-        return Redactor(more, keys, named)
-    workflow = stage._execution
-    if workflow is not None:
-        trigger = workflow.trigger
-        more = (*more, workflow.context, trigger.parameters, trigger.payload)
-    # The option "secrets" holds names, which are no secrets.
-    seen = (
-        {key: value for key, value in each.items() if key != "secrets"} for each in (stage.context, *more)
-    )
-    return Redactor(seen, keys, [*named, *_named_secrets(stage)])
-
-
-def _named_secrets(stage: StageExecution) -> Iterable[Any]:
-    own = stage.own_context
-    names = own.get("secrets")
-    for name in names if isinstance(names, (list, tuple)) else ():
-        yield from (own.get(name), stage.context.get(name))
-        for holder in ("env", "environment", "headers"):
-            if isinstance(own.get(holder), Mapping):
-                yield own[holder].get(name)
 
 
 def visible_data(model: type[TaskOptions], stage: StageExecution) -> dict[str, Any]:

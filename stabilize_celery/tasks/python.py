@@ -17,16 +17,15 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.redaction import masker_of, redactor_of
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.options import (
     OptionError,
     PlainText,
     ProcessOptions,
     execution_timeout,
-    masker_of,
     printed,
     read_options,
-    redactor_of,
     stage_label,
     visible_data,
 )

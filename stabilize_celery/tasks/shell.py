@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from stabilize_celery.errors import TransientError
 from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.redaction import masker_of, redactor_of
 from stabilize_celery.tasks.interface import Task
 from stabilize_celery.tasks.options import (
     NAME,
@@ -25,10 +26,8 @@ from stabilize_celery.tasks.options import (
     ProcessOptions,
     as_text,
     execution_timeout,
-    masker_of,
     printed,
     read_options,
-    redactor_of,
     stage_label,
     visible_data,
 )

@@ -35,10 +35,9 @@ from stabilize_celery.persistence.loading import lend, stage_of
 from stabilize_celery.persistence.rows import last_failure, waits_in
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.plugins import AttemptHook
-from stabilize_celery.redaction import Redactor
+from stabilize_celery.redaction import Redactor, redactor_of
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.interface import RetryableTask, Task
-from stabilize_celery.tasks.options import redactor_of
 from stabilize_celery.tasks.outcome import LONGEST_REASON, Attempt, Outcome, Verdict
 from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.tasks.result import HandOver, TaskResult

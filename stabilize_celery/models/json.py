@@ -82,8 +82,8 @@ class Derived:
     """An object with further attributes, for a form that needs more than the object has."""
 
     def __init__(self, source: Any, **more: Any) -> None:
-        self._source = source
-        self.__dict__.update(more)
+        already = vars(source) if isinstance(source, Derived) else {"_source": source}
+        self.__dict__.update(already | more)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stabilize_celery.clock import MAX_SECONDS, check_seconds
@@ -184,6 +186,69 @@ class WorkflowRun:
     def reject(self, ref_id: str, *, user: str = "", data: dict[str, Any] | None = None) -> None:
         """See :meth:`Stabilize.reject`."""
         self._engine.reject(self.id, ref_id, user=user, data=data)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A control of a run, as the command line and the HTTP API offer it.
+
+    Attributes:
+        name: of the command, and the last part of the address.
+        do: the method of the run; about a stage, it takes the stage's ref_id first.
+        help: a sentence for people; what else there is to say follows after an empty line.
+        of_stage: whether it is about one stage.
+        needs: what else must be given.
+        takes: what else may be given.
+    """
+
+    name: str
+    do: Callable[..., None]
+    help: str
+    of_stage: bool = False
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+
+
+VERBS = (
+    Verb("pause", WorkflowRun.pause, "Pause a workflow.\n\nWhat runs finishes, nothing more starts."),
+    Verb("resume", WorkflowRun.resume, "Let a paused workflow go on."),
+    Verb(
+        "cancel",
+        WorkflowRun.cancel,
+        "Cancel a workflow.\n\nWhat runs is asked to stop, nothing more starts.",
+        takes=("reason", "force"),
+    ),
+    Verb(
+        "cancel-stage",
+        WorkflowRun.cancel_stage,
+        "Cancel one stage; its branch ends with it.",
+        of_stage=True,
+        takes=("reason",),
+    ),
+    Verb(
+        "skip",
+        WorkflowRun.skip_stage,
+        "End a stage as SKIPPED; what comes after it goes on.",
+        of_stage=True,
+        takes=("reason",),
+    ),
+    Verb(
+        "restart",
+        WorkflowRun.restart_stage,
+        "Run a stage that has ended again, and everything after it.",
+        of_stage=True,
+    ),
+    Verb(
+        "signal",
+        WorkflowRun.signal,
+        "Send a signal to a stage that waits for one.\n\nIt is kept for a stage that does not wait yet.",
+        of_stage=True,
+        needs=("name",),
+        takes=("data", "persistent"),
+    ),
+    Verb("approve", WorkflowRun.approve, "Let an approval stage succeed.", of_stage=True, takes=("data",)),
+    Verb("reject", WorkflowRun.reject, "Let an approval stage fail.", of_stage=True, takes=("data",)),
+)
 
 
 def stage_errors(workflow: Workflow) -> dict[str, str]:

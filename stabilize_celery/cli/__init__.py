@@ -14,7 +14,17 @@ import click
 _MODULES = {
     "run": ("run", "start", "validate", "graph", "schema"),
     "inspect": ("list", "show", "watch"),
-    "control": ("pause", "resume", "cancel", "cancel-stage", "skip", "restart", "signal"),
+    "control": (
+        "pause",
+        "resume",
+        "cancel",
+        "cancel-stage",
+        "skip",
+        "restart",
+        "signal",
+        "approve",
+        "reject",
+    ),
     "operate": ("migrate", "audit", "rebuild", "dead-letters", "prune", "flower", "doctor"),
 }
 _COMMANDS = {name: module for module, names in _MODULES.items() for name in names}

@@ -28,6 +28,8 @@ CONTROLS = [
     "skip",
     "restart",
     "signal",
+    "approve",
+    "reject",
     "graph",
 ]
 OPTIONS = [

@@ -23,25 +23,32 @@ from stabilize_celery.contrib.flower.api import (
 from stabilize_celery.contrib.flower.openapi import Accepted, LetterAccepted, describe
 from stabilize_celery.contrib.flower.views import StaticFiles, WaitingView, WorkflowsView, WorkflowView
 from stabilize_celery.persistence import reports
+from stabilize_celery.run import VERBS, Verb
 
 _SEARCH: Schema = {"type": "string", "description": "part of a name, beginning or end of an id"}
 _FILTER = {"application": TEXT, "name": TEXT, "status": STATUS, "search": _SEARCH}
 
 
-def _control(path: str, method: str, summary: str, *required: str, **optional: Schema) -> Route:
-    """A control verb: calls the method of that name of the workflow's run."""
-    body = {**dict.fromkeys(required, TEXT), **optional}
+#: What verbs need and take, in a body.
+_GIVEN = {"name": TEXT, "data": OBJECT, "reason": TEXT, "force": FLAG, "persistent": FLAG}
+
+
+def _control(verb: Verb) -> Route:
+    needs = (*(("stage_id",) if verb.of_stage else ()), *verb.needs)
+    body = {"stage_id": TEXT} if verb.of_stage else {}
+    body |= {name: _GIVEN[name] for name in (*verb.needs, *verb.takes)}
 
     def call(request: Request) -> Any:
         workflow_id, given = request.ids["workflow_id"], dict(request.body)
-        # Stages are named by id here, and by ref_id there.
-        places = [given.pop(name) for name in required]
-        if "stage_id" in required:
-            places[0] = reports.ref_id_of(request.engine.store, workflow_id, places[0])
-        getattr(request.engine.get(workflow_id), method)(*places, user=request.user, **given)
-        return {"accepted": path, "workflow_id": workflow_id}
+        stage: tuple[str, ...] = ()
+        if verb.of_stage:
+            # Stages are named by id here, and by ref_id there.
+            stage = (reports.ref_id_of(request.engine.store, workflow_id, given.pop("stage_id")),)
+        verb.do(request.engine.get(workflow_id), *stage, user=request.user, **given)
+        return {"accepted": verb.name, "workflow_id": workflow_id}
 
-    return Route("POST", "/{workflow_id}/" + path, summary, Accepted, call, body=body, required=required)
+    path, summary = "/{workflow_id}/" + verb.name, verb.help.replace("\n\n", " ")
+    return Route("POST", path, summary, Accepted, call, body=body, required=needs)
 
 
 def _letter(path: str, method: str, summary: str) -> Route:
@@ -109,39 +116,7 @@ API: list[Route] = [
         data.StageDetail,
         data.read_stage,
     ),
-    _control("cancel", "cancel", "Cancel everything that has not ended.", reason=TEXT, force=FLAG),
-    _control("pause", "pause", "Start nothing more until it is resumed."),
-    _control("resume", "resume", "Go on after a pause."),
-    _control(
-        "restart",
-        "restart_stage",
-        "Run a stage that has ended again, and everything downstream of it.",
-        "stage_id",
-    ),
-    _control(
-        "skip",
-        "skip_stage",
-        "End a stage as SKIPPED; what comes after it goes on.",
-        "stage_id",
-        reason=TEXT,
-    ),
-    _control(
-        "cancel-stage",
-        "cancel_stage",
-        "Cancel one stage; its branch ends with it.",
-        "stage_id",
-        reason=TEXT,
-    ),
-    _control(
-        "signal",
-        "signal",
-        "Wake the task of a stage that waits for a signal; kept if it does not wait yet.",
-        "stage_id",
-        "name",
-        data=OBJECT,
-    ),
-    _control("approve", "approve", "Let an approval stage succeed.", "stage_id", data=OBJECT),
-    _control("reject", "reject", "Let an approval stage fail.", "stage_id", data=OBJECT),
+    *map(_control, VERBS),
 ]
 
 

@@ -223,6 +223,18 @@ def test_cancel_a_stage(answer, waiting: WorkflowRun, engine: Stabilize) -> None
     assert stages["ask"] == "CANCELED"
 
 
+@pytest.mark.parametrize(("verb", "status"), [("approve", "SUCCEEDED"), ("reject", "TERMINAL")])
+def test_an_approval_is_answered(answer, engine: Stabilize, verb: str, status: str) -> None:
+    run = engine.run(
+        Workflow.create("shop", "refund", [StageExecution.single("ask", "approval")]), timeout=30
+    )
+    answer(verb, run.id, "ask", '{"note": "seen"}', "--user", "kim")
+    engine.processor.drain(30)
+    (ask,) = answer("show", run.id)["stages"]
+    assert ask["status"] == status
+    assert verb == "reject" or ask["outputs"]["approval"] == {"note": "seen"}
+
+
 def test_who_does_it_is_who_is_logged_in(
     answer, waiting: WorkflowRun, engine: Stabilize, monkeypatch
 ) -> None:

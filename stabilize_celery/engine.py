@@ -57,6 +57,17 @@ def _end_this_process() -> None:
 T = TypeVar("T", bound=TaskSource)
 
 
+def _warn_uncommitted() -> None:
+    from stabilize_celery.persistence.transactions import TESTS_NEVER_COMMIT
+
+    warnings.warn(
+        "task_always_eager: the workflow cannot run before the transaction in which it was started commits. "
+        + TESTS_NEVER_COMMIT,
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 class Stabilize(Control, Nesting, Maintenance):
     """The workflow engine.
 
@@ -352,6 +363,8 @@ class Stabilize(Control, Nesting, Maintenance):
             for workflow in workflows
         }
         transaction = joined(connection, self.store)
+        if transaction is not None and self.eager is not None and transaction.never_commits():
+            _warn_uncommitted()
         ids, sent = insert_started(self.store, workflows, rows, transaction, self._publish)
         if transaction is None:
             reach("start.committed")
@@ -379,13 +392,7 @@ class Stabilize(Control, Nesting, Maintenance):
             self.publisher.publish(messages)
             return
         if not committed:
-            warnings.warn(
-                "task_always_eager: the workflow cannot run, because the transaction in which it was started is not "
-                "committed. Django's TestCase never commits: use TransactionTestCase, or with pytest-django "
-                "@pytest.mark.django_db(transaction=True)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            _warn_uncommitted()
             return
         self.eager.publish(messages)
         assert self.app is not None

@@ -128,9 +128,12 @@ class WorkflowStore(MessageStore, HandOverStore):
         return workflow_id
 
     def _unknown(self, workflow_id: str) -> WorkflowNotFoundError:
+        from stabilize_celery.persistence.transactions import unseen_hint
+
         shown = workflow_id if is_storable(workflow_id) else f"{workflow_id!r:.100}"
         return WorkflowNotFoundError(
-            f"there is no workflow {shown} in {self.database.name}", execution_id=workflow_id
+            f"there is no workflow {shown} in {self.database.name}{unseen_hint(self)}",
+            execution_id=workflow_id,
         )
 
     def find(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, event, func, select
@@ -44,12 +44,19 @@ class Joined(Protocol):
     def is_over(self) -> bool:
         """Whether others see what was written, asked within such a call: test suites call it without a commit."""
 
+    def never_commits(self) -> bool:
+        """Whether it is that of a test, which is rolled back in the end."""
+
 
 #: The transaction behind a value of ``connection=``; ``None`` if it is of another kind.
 Adapter = Callable[[Any, BaseStore], Joined | None]
 #: The caller's open transaction on a store's database, if there is one that is to be joined unasked.
 Finder = Callable[[BaseStore], Joined | None]
 
+TESTS_NEVER_COMMIT = (
+    "Django's TestCase never commits: use TransactionTestCase, or with pytest-django "
+    "@pytest.mark.django_db(transaction=True)"
+)
 _adapters: list[Adapter] = []
 _finders: list[Finder] = []
 
@@ -60,6 +67,15 @@ def register(adapter: Adapter, finder: Finder | None = None) -> None:
         _adapters.append(adapter)
     if finder is not None and finder not in _finders:
         _finders.append(finder)
+
+
+def unseen_hint(store: BaseStore) -> str:
+    """What to say of a workflow that is not found: where it was started may be a transaction that is still open."""
+    # One that is broken already has other troubles.
+    with suppress(Exception):
+        if joined(None, store) is not None:
+            return f"; one that was started in the open transaction is there only after its commit. {TESTS_NEVER_COMMIT}"
+    return ""
 
 
 def joined(connection: Any, store: BaseStore) -> Joined | None:
@@ -113,6 +129,9 @@ class _SqlAlchemyTransaction:
 
     def is_over(self) -> bool:
         return True
+
+    def never_commits(self) -> bool:
+        return False
 
 
 #: What is to be called after the commit of a connection's transaction.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -228,6 +229,8 @@ def main() -> None:
         "--pairs", action="store_true", help="every schedule of every pair of the list instead"
     )
     arguments = parser.parse_args()
+    # What tasks raise here is no news.
+    logging.lastResort = None
     service = choose_postgres()
     service.start()
     try:

@@ -86,6 +86,9 @@ class _DjangoTransaction:
     def is_over(self) -> bool:
         return not self._wrapper.in_atomic_block
 
+    def never_commits(self) -> bool:
+        return any(getattr(block, "_from_testcase", False) for block in self._wrapper.atomic_blocks)
+
 
 class _DjangoExecutor:
     """Executes statements of SQLAlchemy Core on a Django connection."""

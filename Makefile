@@ -15,7 +15,7 @@ PYTEST_PROCESSES ?= 2
 
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test test-fast test-served compat compat-oldest compat-newest compat-run lock check bench bench-quick explore explore-faults mutations overload hammer simulate chaos docs format clean stops
+.PHONY: help demo test test-fast test-served compat compat-oldest compat-newest compat-run lock check bench bench-quick explore dags explore-faults mutations overload hammer simulate chaos docs format clean stops
 
 help:
 	@echo "make demo     run the example pipeline, embedded: needs Python 3.11 or newer and nothing else"
@@ -31,6 +31,7 @@ help:
 	@echo "make chaos    kill, freeze, wipe and restart everything while workflows run: CHAOS='--seconds 600 --seed 7'"
 	@echo "make overload a hundred thousand messages and two slow workers: nothing floods, starves or grows"
 	@echo "make explore  transactions interleaved statement by statement: SCHEDULES=20000 SEED=7, EXPLORE=--pairs for the list"
+	@echo "make dags     random graphs on four threads, each against the same one message after the other: DAGS=2000 SEED=7"
 	@echo "make explore-faults  faults put back on purpose: each is found within 2,000 schedules"
 	@echo "make mutations  dangerous changes of the engine, one after the other: the tests that each names must fail"
 	@echo "make hammer   eight engines on one workflow with a thousand stages, for a minute: no deadlock"
@@ -149,6 +150,11 @@ chaos: $(VENV)/.installed-dev
 explore: $(VENV)/.installed-dev
 	@config/install-services.sh
 	@$(BIN)/python -m tests.interleaving.explore --seed $(or $(SEED),0) --schedules $(or $(SCHEDULES),20000) $(EXPLORE)
+
+dags: $(VENV)/.installed-dev
+	@config/install-services.sh
+	@STABILIZE_DAGS=$(or $(DAGS),2000) STABILIZE_DAGS_SEED=$(or $(SEED),0) \
+		$(BIN)/python -m pytest tests/interleaving/test_random_dags.py -k one_message_after $(PYTEST_ARGS)
 
 explore-faults: $(VENV)/.installed-dev
 	@config/install-services.sh

@@ -23,7 +23,7 @@ from tests.interleaving.faults import FAULTS
 from tests.interleaving.situations import stage
 from tests.interleaving.world import Result, World
 
-DAGS = int(os.environ.get("STABILIZE_DAGS") or 50)
+DAGS = int(os.environ.get("STABILIZE_DAGS") or 40)
 SEED = int(os.environ.get("STABILIZE_DAGS_SEED") or 0)
 #: How often a graph is played concurrently for each time it is played serially.
 TIMES = 2 if DAGS > 1 else 100

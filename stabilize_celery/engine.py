@@ -32,7 +32,7 @@ from stabilize_celery.persistence.notify import Bell
 from stabilize_celery.persistence.rows import Outgoing, new_row, outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings
-from stabilize_celery.plugins import AttemptHook, check_plugins, plugins
+from stabilize_celery.plugins import AttemptHook, check_plugins, plugin, plugins
 from stabilize_celery.run import WorkflowRun
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import (
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.schedules import crontab
 
-    from stabilize_celery.delivery.schedules import Scheduled
     from stabilize_celery.worker.leases import Slot
 
 
@@ -83,7 +82,7 @@ class Stabilize(Control, Nesting, Maintenance):
         #: Told every transition after its commit; see :meth:`observe`.
         self.observers = Observers()
         #: Workflows that Celery beat starts, by name; see :meth:`schedule`.
-        self.schedules: dict[str, Scheduled] = {}
+        self.schedules: dict[str, Any] = {}
         self._enable_nesting()
         self.registry.mark_builtin()
         self._settings: Settings | None = None
@@ -92,8 +91,8 @@ class Stabilize(Control, Nesting, Maintenance):
         self._end_process: Callable[[], None] | None = None
         self._slot: Slot | None = None
         self._is_worker = False
-        for plugin in plugins():
-            plugin.connect(self)
+        for each in plugins():
+            each.connect(self)
         if app is not None:
             self.init_app(app)
 
@@ -238,8 +237,8 @@ class Stabilize(Control, Nesting, Maintenance):
         dispatcher.keeper.end_process = self._end_process
         dispatcher.keeper.slot = self._slot
         dispatcher.worker.attempt_hooks = self.attempt_hooks()
-        for plugin in plugins():
-            plugin.dispatching(self, dispatcher)
+        for each in plugins():
+            each.dispatching(self, dispatcher)
         return dispatcher
 
     def attempt_hooks(self) -> list[AttemptHook]:
@@ -248,7 +247,7 @@ class Stabilize(Control, Nesting, Maintenance):
         Raises:
             ConfigurationError: a setting asks for what cannot be had.
         """
-        found = [plugin.attempt_hook(self.settings) for plugin in plugins()]
+        found = [each.attempt_hook(self.settings) for each in plugins()]
         return [hook for hook in found if hook is not None]
 
     @cached_property
@@ -305,9 +304,7 @@ class Stabilize(Control, Nesting, Maintenance):
         Raises:
             ConfigurationError: no Celery app, a name that is taken, or arguments of another kind.
         """
-        from stabilize_celery.delivery.schedules import add_schedule
-
-        add_schedule(self, name, when, source)
+        plugin("schedules", f"schedule {name}").add(self, name, when, source)
 
     # ------------------------------------------------------------------ the database
 
@@ -349,8 +346,8 @@ class Stabilize(Control, Nesting, Maintenance):
     def _start(self, workflows: list[Workflow], connection: Any) -> list[WorkflowRun]:
         from stabilize_celery.persistence.transactions import insert_started, joined
 
-        for plugin in plugins():
-            plugin.starting(self, workflows)
+        for each in plugins():
+            each.starting(self, workflows)
         for workflow in workflows:
             self._check_start(workflow)
         rows = {
@@ -476,8 +473,8 @@ class Stabilize(Control, Nesting, Maintenance):
         """Close connections and threads."""
         if "processor" in self.__dict__:
             self.processor.close()
-        for plugin in plugins():
-            plugin.close(self)
+        for each in plugins():
+            each.close(self)
         if "store" in self.__dict__:
             self.store.close()
 

@@ -14,7 +14,6 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.publisher import DATABASE_HEADER
-from stabilize_celery.delivery.schedules import register_start
 from stabilize_celery.delivery.stopping import is_stopping
 from stabilize_celery.errors import error_text
 from stabilize_celery.json_values import is_storable
@@ -30,12 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 def register_entrypoints(app: Celery, engine: Stabilize) -> None:
-    """Register an entrypoint for every message type on an app.
-
-    They are built on the app's own task class, so that what it does around tasks (Flask's app context, Django's
-    connection handling) is done around user code too.
-    """
-    base = type("Entrypoint", (_EntrypointOptions, app.Task), {"abstract": True})
+    """Register an entrypoint for every message type on an app."""
+    base = entrypoint_class(app)
     for name, message_type in MESSAGE_TYPES.items():
         app.task(
             _entrypoint(engine, name),
@@ -45,7 +40,15 @@ def register_entrypoints(app: Celery, engine: Stabilize) -> None:
             shared=False,
             **_acknowledgement(message_type),
         )
-    register_start(app, engine, base)
+
+
+def entrypoint_class(app: Celery) -> Any:
+    """The class of the engine's Celery tasks on an app.
+
+    It is built on the app's own task class, so that what that does around tasks (Flask's app context, Django's
+    connection handling) is done around user code too.
+    """
+    return type("Entrypoint", (_EntrypointOptions, app.Task), {"abstract": True})
 
 
 class _EntrypointOptions:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stabilize_celery import Stabilize, StageExecution, Workflow
-from stabilize_celery.delivery.schedules import NAME, Every, last_tick, start_tick
+from stabilize_celery.contrib.schedules import NAME, Every, last_tick, start_tick
 from stabilize_celery.errors import ConfigurationError
 
 MOMENTS = st.integers(10**9, 4 * 10**9).map(lambda s: datetime.fromtimestamp(s + 0.25, UTC))

@@ -1,13 +1,14 @@
 """Workflows that Celery beat starts: once per tick, however many beats run and however often they are restarted.
 
 A tick is the planned time, not the time at which a beat came round to it: every beat finds the same tick by itself,
-and it is the key that lets a second start of the same tick find the first.  Beat tells a task nothing of its plan, so
-the entrypoint works it out when it is sent, in the process of the beat.
+and it is the key by which a second start of the same tick finds the first.  Beat gives a task no planned time, so the
+entrypoint works it out when it is sent, in the process of the beat.
 """
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,10 +21,10 @@ from celery.schedules import crontab, schedstate, schedule
 
 from stabilize_celery.clock import check_seconds
 from stabilize_celery.errors import ConfigurationError, StabilizeError
-from stabilize_celery.files import load_workflow
 from stabilize_celery.messages import TASK_PREFIX
 from stabilize_celery.models.workflow import Trigger, Workflow
 from stabilize_celery.persistence.database import is_unavailable
+from stabilize_celery.plugins import Plugin
 
 if TYPE_CHECKING:
     from stabilize_celery.engine import Stabilize
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 NAME = TASK_PREFIX + "start"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-#: A crontab that names a time at all names one within so many days: the 29th of February comes every eight years at worst.
-_LONGEST_DAYS = 8 * 366 + 1
+#: A crontab that names a time at all names one within so many: the 29th of February comes every eight years at worst.
+_LONGEST_MINUTES = (8 * 366 + 1) * 1440
 #: Seconds between tries while the database is away.
 _LONGEST_PAUSE = 60
 
@@ -78,6 +79,27 @@ class Every(schedule):
         return type(self), (self.run_every,)
 
 
+def last_tick(when: crontab, moment: datetime) -> datetime:
+    """The last time up to a moment that a crontab names, in UTC.
+
+    Raises:
+        ConfigurationError: it names none.
+    """
+    moment = moment.astimezone(UTC)
+
+    def following(minutes: int) -> datetime:
+        """The first time after so many minutes before the moment."""
+        local, delta, _ = when.remaining_delta(moment - timedelta(minutes=minutes))
+        due: datetime = local + delta
+        return due.astimezone(UTC)
+
+    # From how few minutes back is there still one to come?  That one is the tick.
+    back = bisect_left(range(_LONGEST_MINUTES), True, key=lambda minutes: following(minutes) <= moment)
+    if back == _LONGEST_MINUTES:
+        raise ConfigurationError(f"{when} names no time")
+    return following(back)
+
+
 @dataclass(frozen=True)
 class Scheduled:
     """A workflow with a schedule."""
@@ -88,98 +110,62 @@ class Scheduled:
 
     def tick(self, moment: datetime) -> datetime:
         """The last planned time up to a moment."""
-        if isinstance(self.when, Every):
-            return self.when.tick(moment)
-        return last_tick(self.when, moment)
+        return self.when.tick(moment) if isinstance(self.when, Every) else last_tick(self.when, moment)
 
     def workflow(self, tick: datetime) -> Workflow:
         """The workflow to be started for a tick."""
-        takes_tick = bool(signature(self.make).parameters)
-        workflow = self.make(tick) if takes_tick else self.make()
+        workflow: Any = self.make(tick) if signature(self.make).parameters else self.make()
         if not isinstance(workflow, Workflow):
-            raise ConfigurationError(
-                f"schedule {self.name}: its function gave {type(workflow).__name__}, not a Workflow"
-            )
+            kind = type(workflow).__name__
+            raise ConfigurationError(f"schedule {self.name}: its function gave {kind}, not a Workflow")
         if workflow.trigger == Trigger():
-            workflow.trigger = Trigger(
-                type="schedule", user=self.name, parameters={"scheduled_at": tick.isoformat()}
-            )
+            parameters = {"scheduled_at": tick.isoformat()}
+            workflow.trigger = Trigger(type="schedule", user=self.name, parameters=parameters)
         return workflow
 
 
-def last_tick(when: crontab, moment: datetime) -> datetime:
-    """The last time up to a moment that a crontab names, in UTC.
+class Schedules(Plugin):
+    """The Celery task ``stabilize.start``, which beat sends and workers carry out; what ``engine.schedule`` calls."""
 
-    Raises:
-        ConfigurationError: it names none.
-    """
+    def install(self, app: Celery, engine: Stabilize) -> None:
+        from stabilize_celery.delivery.entrypoints import entrypoint_class
 
-    def following(start: datetime) -> datetime:
-        local, delta, _ = when.remaining_delta(start)
-        due: datetime = local + delta
-        return due.astimezone(UTC)
+        base = entrypoint_class(app)
 
-    moment = moment.astimezone(UTC)
-    # From how many minutes back is there still one to come?  The last of these is the tick.
-    near, far = 0, 1
-    while following(moment - timedelta(minutes=far)) > moment:
-        near, far = far, far * 4
-        if far > _LONGEST_DAYS * 1440 * 4:
-            raise ConfigurationError(f"{when} names no time")
-    while far - near > 1:
-        middle = (near + far) // 2
-        if following(moment - timedelta(minutes=middle)) > moment:
-            near = middle
-        else:
-            far = middle
-    return following(moment - timedelta(minutes=far))
+        def apply_async(self: Any, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+            args, kwargs = list(args or ()), dict(kwargs or {})
+            if len(args) < 2 and "tick" not in kwargs:
+                name = args[0] if args else kwargs.get("name")
+                kwargs["tick"] = scheduled(engine, name).tick(datetime.now(UTC)).isoformat()
+            options.setdefault("queue", engine.settings.queue)
+            return base.apply_async(self, args, kwargs, *more, **options)
 
+        def start(self: Any, name: str, tick: str | None = None) -> str:
+            """Start the workflow of a schedule for a tick; a second start of the same tick changes nothing."""
+            now = datetime.now(UTC)
+            try:
+                moment = datetime.fromisoformat(tick) if tick else scheduled(engine, name).tick(now)
+                return start_tick(engine, name, moment).id
+            except StabilizeError as error:
+                if not is_unavailable(error):
+                    raise
+                pause = min(_LONGEST_PAUSE, 2**self.request.retries)
+                raise self.retry(exc=error, countdown=pause) from None
 
-def register_start(app: Celery, engine: Stabilize, base: Any) -> None:
-    """Register ``stabilize.start``, which beat sends and workers carry out."""
+        options = {"bind": True, "shared": False, "acks_late": True, "reject_on_worker_lost": True}
+        based = type("StartEntrypoint", (base,), {"abstract": True, "apply_async": apply_async})
+        app.task(start, name=NAME, base=based, max_retries=1000, **options)
 
-    def apply_async(self: Any, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        args, kwargs = list(args or ()), dict(kwargs or {})
-        if len(args) < 2 and "tick" not in kwargs:
-            name = args[0] if args else kwargs.get("name")
-            kwargs["tick"] = scheduled(engine, name).tick(datetime.now(UTC)).isoformat()
-        options.setdefault("queue", engine.settings.queue)
-        return base.apply_async(self, args, kwargs, *more, **options)
-
-    entrypoint = type("StartEntrypoint", (base,), {"abstract": True, "apply_async": apply_async})
-
-    def start(self: Any, name: str, tick: str | None = None) -> str:
-        """Start the workflow of a schedule for a tick; a second start of the same tick changes nothing."""
-        try:
-            moment = datetime.fromisoformat(tick) if tick else scheduled(engine, name).tick(datetime.now(UTC))
-            return start_tick(engine, name, moment).id
-        except StabilizeError as error:
-            if not is_unavailable(error):
-                raise
-            raise self.retry(exc=error, countdown=min(_LONGEST_PAUSE, 2**self.request.retries)) from None
-
-    app.task(
-        start,
-        name=NAME,
-        base=entrypoint,
-        bind=True,
-        shared=False,
-        max_retries=1000,
-        acks_late=True,
-        reject_on_worker_lost=True,
-    )
-
-
-def add_schedule(engine: Stabilize, name: str, when: Any, source: Maker | str | Path) -> None:
-    """See :meth:`stabilize_celery.engine.Stabilize.schedule`."""
-    app = engine.app
-    if app is None:
-        raise ConfigurationError(f"schedule {name}: Celery beat starts workflows on a Celery app only")
-    if not name or name in engine.schedules:
-        raise ConfigurationError(f"schedule {name!r}: a schedule needs a name that no other has")
-    planned = _planned(name, when, app)
-    engine.schedules[name] = Scheduled(name, planned, _maker(name, source))
-    app.add_periodic_task(planned, app.signature(NAME), kwargs={"name": name}, name=name)
+    def add(self, engine: Stabilize, name: str, when: Any, source: Maker | str | Path) -> None:
+        """See :meth:`stabilize_celery.engine.Stabilize.schedule`."""
+        app = engine.app
+        if app is None:
+            raise ConfigurationError(f"schedule {name}: Celery beat starts workflows on a Celery app only")
+        if not name or name in engine.schedules:
+            raise ConfigurationError(f"schedule {name!r}: a schedule needs a name that no other has")
+        planned = _planned(name, when, app)
+        engine.schedules[name] = Scheduled(name, planned, _maker(name, source))
+        app.add_periodic_task(planned, app.signature(NAME), kwargs={"name": name}, name=name)
 
 
 def scheduled(engine: Stabilize, name: Any) -> Scheduled:
@@ -188,7 +174,7 @@ def scheduled(engine: Stabilize, name: Any) -> Scheduled:
     Raises:
         ConfigurationError: there is none in this process.
     """
-    found = engine.schedules.get(name)
+    found: Scheduled | None = engine.schedules.get(name)
     if found is None:
         raise ConfigurationError(
             f"no schedule {name!r} is known here: stabilize.schedule({name!r}, ...) has to stand in a module that "
@@ -214,15 +200,12 @@ def _planned(name: str, when: Any, app: Celery) -> Every | crontab:
     if isinstance(when, crontab):
         when.app = app
         return when
-    if type(when) is schedule:
-        when = when.run_every
-    if isinstance(when, Every):
+    if type(when) in (schedule, Every):
         when = when.run_every
     if isinstance(when, int | float | timedelta) and not isinstance(when, bool):
+        seconds = when.total_seconds() if isinstance(when, timedelta) else when
         try:
-            check_seconds(
-                when.total_seconds() if isinstance(when, timedelta) else when, f"schedule {name}: it"
-            )
+            check_seconds(seconds, f"schedule {name}: it")
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
         return Every(when, app=app)
@@ -233,6 +216,8 @@ def _planned(name: str, when: Any, app: Celery) -> Every | crontab:
 
 def _maker(name: str, source: Maker | str | Path) -> Maker:
     if isinstance(source, str | Path):
+        from stabilize_celery.files import load_workflow
+
         path = Path(source).absolute()
         return lambda: load_workflow(path)
     if callable(source):

@@ -1,8 +1,7 @@
 """The set-up of the ``stabilize`` package: a queue, a processor made of handlers, an orchestrator.
 
-A facade.  The queue is an inbox with a table of its own: the processor moves what is pushed into it into the messages
-table of its store, and an embedded engine handles it there.  New programs are shorter with
-:class:`stabilize_celery.Stabilize`.
+A facade over the embedded engine: the queue puts messages into the table where that finds them.  New programs are
+shorter with :class:`stabilize_celery.Stabilize`.
 """
 
 from __future__ import annotations
@@ -11,21 +10,18 @@ import logging
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Connection, Index, MetaData, delete, func, insert, inspect, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import make_url
 
 from stabilize_celery.builtin import register_builtin_tasks
 from stabilize_celery.clock import Clock, check_seconds
 from stabilize_celery.delivery.dispatcher import Dispatcher
 from stabilize_celery.delivery.embedded import EmbeddedProcessor, LocalPublisher
-from stabilize_celery.errors import ConfigurationError, QueueError
+from stabilize_celery.errors import ConfigurationError, QueueError, SchemaVersionError
 from stabilize_celery.handlers.base import Handler
 from stabilize_celery.handlers.registry import default_handlers
 from stabilize_celery.handlers.run_task import RunTaskHandler
@@ -39,10 +35,8 @@ from stabilize_celery.messages import (
     WorkflowLevel,
 )
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence.database import Database
 from stabilize_celery.persistence.rows import new_row
 from stabilize_celery.persistence.store import WorkflowStore
-from stabilize_celery.persistence.tables import messages
 from stabilize_celery.persistence.unit_of_work import Surroundings
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
@@ -52,51 +46,60 @@ __all__ = ["MessageQueue", "Orchestrator", "PostgresQueue", "QueueProcessor", "S
 
 logger = logging.getLogger(__name__)
 Options = Settings | Mapping[str, Any]
-_BATCH = 500
 _DEFAULTS = Settings.of()
-#: Seconds between two looks at a queue into which other processes may push.
+#: Seconds between two looks at a table into which other processes may push.
 _LOOK_EVERY = 1.0
 
 
 class MessageQueue:
-    """Messages on their way into a store.
+    """Puts messages into the messages table of a store.
+
+    That is the store of its processor or, while none is known, the one in its own database.  A queue in memory keeps its
+    messages until a store is known.
 
     Args:
-        connection_string: the database, as a SQLAlchemy URL.
-        table_name: the table; :meth:`_create_table` makes it.
+        connection_string: the database of the store, as a SQLAlchemy URL.
+        table_name: a name for logs; there is no table of that name.
         clock: where times come from.
     """
 
     def __init__(
         self, connection_string: str, table_name: str = "queue_messages", *, clock: Clock | None = None
     ) -> None:
-        if table_name == messages.name:
-            raise ConfigurationError(
-                f"{table_name} is the engine's own table; give the queue another table_name"
-            )
-        self.database = Database(connection_string, clock=clock)
         self.table_name = table_name
-        #: The store its messages are about, once a processor knows it.
+        #: The store of its processor.
         self.store: WorkflowStore | None = None
-        self._table = messages.to_metadata(MetaData(), name=table_name)
-        # Names of indexes and keys are unique per database, and the store may live in the same one.
-        self._table.primary_key.name = None
-        self._table.indexes.clear()
-        Index(f"ix_{table_name}_send_at", self._table.c.send_at)
+        self._url = make_url(connection_string)
+        self._clock = clock or Clock()
+        self._kept: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
 
     def _create_table(self) -> None:
-        """Make the table if it does not exist."""
-        with self.database.begin() as connection:
-            self._table.metadata.create_all(connection)
+        """Nothing: the store makes the table.  Programs written for the ``stabilize`` package call it."""
+
+    @cached_property
+    def _own_store(self) -> WorkflowStore | None:
+        if self._url.get_backend_name() == "sqlite" and self._url.database in (None, "", ":memory:"):
+            return None
+        return WorkflowStore(self._url.render_as_string(hide_password=False), clock=self._clock)
+
+    def use(self, store: WorkflowStore) -> None:
+        """Put messages into that store from now on, first those that were kept."""
+        with self._lock:
+            now = self._clock.now()
+            rows = []
+            for row in self._kept:
+                due = store.now() + max(timedelta(), row["due_at"] - now)
+                rows.append({**row, "due_at": due, "send_at": due})
+            if rows:
+                store.insert_messages(rows)
+            self._kept.clear()
+            self.store = store
 
     def on_push(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` whenever a message is pushed through this object."""
         self._listeners.append(listener)
-
-    def close(self) -> None:
-        """Close all connections."""
-        self.database.dispose()
 
     def push(self, message: Message, delay: float | timedelta | None = None, *, label: str = "") -> str:
         """Put in a message, to be handled after ``delay`` (seconds, or a timedelta).
@@ -105,85 +108,38 @@ class MessageQueue:
             Its id.
         """
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay or 0.0
-        row = new_row(message, _DEFAULTS, self._now(), label=label, delay=seconds)
-        with self._begin() as connection:
-            connection.execute(insert(self._table), {**row, "send_at": row["due_at"], "sends": 0})
+        with self._lock:
+            store = self.store or self._own_store
+            now = self._clock.now() if store is None else store.now()
+            row = new_row(message, _DEFAULTS, now, label=label, delay=seconds)
+            # Nothing has published it: whatever looks at the table next takes it.
+            row |= {"send_at": row["due_at"], "sends": 0}
+            if store is None:
+                self._kept.append(row)
+        if store is not None:
+            self._insert(store, row)
         for listener in self._listeners:
             listener()
         return str(row["id"])
 
-    def size(self) -> int:
-        """The number of messages that are not moved yet, those not due included."""
-        with self._begin() as connection:
-            return int(connection.execute(select(func.count()).select_from(self._table)).scalar_one())
-
-    def clear(self) -> None:
-        """Drop every message that is not moved yet."""
-        with self._begin() as connection:
-            connection.execute(delete(self._table))
-
-    def move_to(self, store: WorkflowStore) -> int:
-        """Move all messages into the messages table of a store, under the same ids.
-
-        A crash between the two commits leaves a message in both tables; the next move finds it in the store and only
-        deletes it here.
-
-        Returns:
-            The number of messages moved.
-        """
-        moved = 0
-        while True:
-            with self._both(store) as (ours, theirs):
-                batch = self._take(ours)
-                self._give(batch, store, theirs)
-            moved += len(batch)
-            if len(batch) < _BATCH:
-                return moved
-
-    def _take(self, connection: Connection) -> list[dict[str, Any]]:
-        table = self._table
-        oldest = select(table.c.id).order_by(table.c.send_at, table.c.id).limit(_BATCH)
-        ids = connection.execute(oldest.with_for_update(skip_locked=True)).scalars()
-        taken = connection.execute(delete(table).where(table.c.id.in_(list(ids))).returning(*table.c))
-        return sorted((dict(row._mapping) for row in taken), key=lambda row: row["id"])
-
-    def _give(self, batch: list[dict[str, Any]], store: WorkflowStore, connection: Connection) -> None:
-        ids = [row["id"] for row in batch]
-        known = set(connection.execute(select(messages.c.id).where(messages.c.id.in_(ids))).scalars())
-        now, theirs = self._now(), store.now()
-        new = []
-        for row in batch:
-            # What is left of the delay counts: the two databases may disagree on the time.
-            due = theirs + max(timedelta(), row["due_at"] - now)
-            new.append({**row, "due_at": due, "send_at": due})
-        if new := [row for row in new if row["id"] not in known]:
-            store.insert_messages(new, connection)
-
-    @contextmanager
-    def _both(self, store: WorkflowStore) -> Iterator[tuple[Connection, Connection]]:
-        """One transaction if both are in one file, else two, of which the store's commits first."""
-        with self._begin() as ours:
-            if _file_of(self.database) is not None and _file_of(self.database) == _file_of(store.database):
-                yield ours, ours
-            else:
-                with store.database.begin() as theirs:
-                    yield ours, theirs
-
-    def _now(self) -> datetime:
-        return self.database.clock.now()
-
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
+    def _insert(self, store: WorkflowStore, row: dict[str, Any]) -> None:
         try:
-            with self.database.begin() as connection:
-                yield connection
-        except DBAPIError as error:
-            if inspect(self.database.engine).has_table(self.table_name):
-                raise
+            store.insert_messages([row])
+        except SchemaVersionError as error:
             raise QueueError(
-                f"table {self.table_name} is missing in {self.database.name}: "
-                "call queue._create_table() first"
+                f"{error}. The queue {self.table_name} puts messages into the database of its store: make the tables, give "
+                "it the same database as the store, or make its processor first"
             ) from error
+
+    def size(self) -> int:
+        """The number of messages that are not handled yet, those not due included."""
+        store = self.store or self._own_store
+        return len(self._kept) if store is None else store.count_messages()
+
+    def close(self) -> None:
+        """Close its own connections."""
+        if self.__dict__.get("_own_store") is not None:
+            self.__dict__.pop("_own_store").close()
 
 
 class SqliteQueue(MessageQueue):
@@ -192,11 +148,6 @@ class SqliteQueue(MessageQueue):
 
 class PostgresQueue(MessageQueue):
     """A queue in PostgreSQL."""
-
-
-def _file_of(database: Database) -> str | None:
-    name = database.url.database
-    return None if database.is_postgresql or name in (None, "", ":memory:") else os.path.realpath(str(name))
 
 
 class QueueProcessor:
@@ -231,8 +182,6 @@ class QueueProcessor:
         self._handlers = default_handlers()
         self._registered: set[type[Message]] = set()
         self._stop = threading.Event()
-        self._pushed = threading.Event()
-        self._looked = 0.0
         self._thread: threading.Thread | None = None
         self._publisher = LocalPublisher()
         if store is not None:
@@ -274,15 +223,15 @@ class QueueProcessor:
     def _use_store(self, store: WorkflowStore) -> None:
         if self._store is not None and self._store is not store:
             raise ConfigurationError("the handlers of a processor must all be made with the same store")
-        self._store = self.queue.store = store
+        if self._store is None:
+            self.queue.use(store)
+        self._store = store
 
     # ------------------------------------------------------------------ processing
 
     def process_one(self) -> bool:
         """Handle one message that is due; returns whether there was one."""
-        embedded = self._embedded
-        self._move()
-        return embedded.step()
+        return self._embedded.step()
 
     def process_all(self, timeout: float | None = 60.0) -> int:
         """Handle messages until none is left, those not due yet included, or ``timeout`` seconds have passed.
@@ -293,7 +242,7 @@ class QueueProcessor:
             The number of messages handled; the follow-ons that the engine handles together with a message count as one.
         """
         try:
-            return self._drain(timeout)
+            return self._embedded.drain(timeout, until=self._stop.is_set)
         finally:
             if self._thread is None:
                 self._stop.clear()
@@ -339,31 +288,14 @@ class QueueProcessor:
     def _work(self) -> None:
         while not self._stop.is_set():
             try:
-                self._drain(None)
+                self._embedded.drain(until=self._stop.is_set)
             except Exception:
                 logger.exception("the processor of %s goes on after an error", self.queue.table_name)
-            if not self._stop.is_set():
-                self._pushed.wait(_LOOK_EVERY)
-
-    def _drain(self, timeout: float | None) -> int:
-        embedded = self._embedded
-        self._move()
-        return embedded.drain(timeout, until=self._must_stop)
-
-    def _must_stop(self) -> bool:
-        """Asked between messages; moves what was pushed meanwhile."""
-        if self._pushed.is_set() or time.monotonic() - self._looked > _LOOK_EVERY:
-            self._move()
-        return self._stop.is_set()
-
-    def _move(self) -> None:
-        self._pushed.clear()
-        self._looked = time.monotonic()
-        if self._store is not None:
-            self.queue.move_to(self._store)
+            with self._publisher.changed:
+                if not self._stop.is_set():
+                    self._publisher.changed.wait(_LOOK_EVERY)
 
     def _wake(self) -> None:
-        self._pushed.set()
         if self._store is not None:
             self._publisher.wake(self._store.now())
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from datetime import timedelta
+from unittest.mock import Mock
 
 import pytest
+from sqlalchemy import select
 
 from stabilize_celery import (
     FakeClock,
@@ -28,6 +31,7 @@ from stabilize_celery.errors import ConfigurationError, QueueError
 from stabilize_celery.handlers.start_task import StartTaskHandler
 from stabilize_celery.messages import CancelWorkflow, SignalStage, StartWorkflow
 from stabilize_celery.persistence.rows import message_of
+from stabilize_celery.persistence.tables import messages
 
 BACKENDS = ["memory", "one file", "two files", "postgres"]
 
@@ -87,62 +91,52 @@ def workflow_of(*stages: StageExecution, name: str = "w") -> Workflow:
 # ---------------------------------------------------------------------- the queue
 
 
-def test_what_is_pushed_is_counted_and_can_be_dropped(queue, store):
-    queue.push(StartWorkflow(workflow_id="now"))
-    queue.push(StartWorkflow(workflow_id="later"), delay=timedelta(seconds=5))
-    assert queue.size() == 2
-    queue.clear()
-    assert (queue.size(), queue.move_to(store)) == (0, 0)
-
-
-def test_what_went_wrong_with_a_queue_is_said():
-    queue = SqliteQueue("sqlite:///:memory:", table_name="mine")
-    with pytest.raises(QueueError, match=r"table mine is missing .* queue\._create_table\(\)"):
-        queue.push(StartWorkflow(workflow_id="w"))
-    with pytest.raises(ConfigurationError, match="the engine's own table"):
-        SqliteQueue("sqlite://", table_name="stabilize_messages")
-
-
-# ---------------------------------------------------------------------- into the store
-
-
-def test_messages_are_moved_under_their_ids_with_what_is_left_of_their_delay(queue, store, clock):
+@pytest.mark.parametrize("backend", ["memory", "one file", "postgres"], indirect=True)
+def test_what_is_pushed_is_in_the_store_under_its_id_with_what_is_left_of_its_delay(queue, store, clock):
     now = queue.push(StartWorkflow(workflow_id="now"))
-    later = queue.push(StartWorkflow(workflow_id="later"), delay=60)
+    later = queue.push(StartWorkflow(workflow_id="later"), delay=timedelta(seconds=60))
+    assert queue.size() == 2
     clock.advance(20)
-    assert queue.move_to(store) == 2
-    assert queue.size() == 0
-    assert store.message(now)["due_at"] == clock.now()
+    QueueProcessor(queue, store=store)
+    assert (queue.size(), store.count_messages()) == (2, 2)
+    assert store.message(now)["due_at"] <= clock.now()
     assert store.message(later)["due_at"] == clock.now() + timedelta(seconds=40)
-    assert queue.move_to(store) == 0
 
 
-def test_a_message_left_in_both_tables_by_a_crash_is_moved_once(queue, store):
-    message_id = queue.push(StartWorkflow(workflow_id="w"))
-    (row,) = _rows(queue)
-    queue.move_to(store)
-    with queue.database.begin() as connection:
-        connection.execute(queue._table.insert(), row)
-    queue.move_to(store)
-    assert (queue.size(), store.count_messages()) == (0, 1)
-    assert store.message(message_id) is not None
+def test_a_producer_needs_no_processor_and_no_store(tmp_path, clock):
+    url = f"sqlite:///{tmp_path}/one.db"
+    with closing(SqliteWorkflowStore(url, create_tables=True, clock=clock)) as store:
+        workflow = workflow_of()
+        store.store(workflow)
+        with closing(SqliteQueue(url, clock=clock)) as producer:
+            Orchestrator(producer).start(workflow)
+            assert producer.size() == 1
+        QueueProcessor(SqliteQueue(url, clock=clock), store=store).process_all()
+        assert store.retrieve(workflow.id).status is S.SUCCEEDED
 
 
-def _rows(queue):
-    with queue.database.begin() as connection:
-        return [dict(row._mapping) for row in connection.execute(queue._table.select())]
+def test_a_queue_whose_database_has_no_tables_says_so(tmp_path):
+    with (
+        closing(SqliteQueue(f"sqlite:///{tmp_path}/empty.db")) as queue,
+        pytest.raises(
+            QueueError,
+            match=r"tables of stabilize_celery are missing in .*empty\.db.*same database as the store",
+        ),
+    ):
+        queue.push(StartWorkflow(workflow_id="w"))
 
 
-def test_a_failed_move_leaves_the_messages_in_the_queue(queue, store, monkeypatch):
+def test_what_a_store_does_not_take_is_kept(monkeypatch):
+    queue = SqliteQueue("sqlite:///:memory:")
     queue.push(StartWorkflow(workflow_id="w"))
-
-    def fail(*_args):
-        raise RuntimeError("the store is full")
-
-    monkeypatch.setattr(store, "insert_messages", fail)
-    with pytest.raises(RuntimeError, match="full"):
-        queue.move_to(store)
-    assert queue.size() == 1
+    with closing(SqliteWorkflowStore("sqlite://", create_tables=True)) as store:
+        with monkeypatch.context() as broken:
+            broken.setattr(store, "insert_messages", Mock(side_effect=RuntimeError("the store is full")))
+            with pytest.raises(RuntimeError, match="full"):
+                queue.use(store)
+        assert queue.size() == 1
+        queue.use(store)
+        assert (queue.size(), store.count_messages()) == (1, 1)
 
 
 # ---------------------------------------------------------------------- handlers
@@ -404,8 +398,11 @@ def test_an_orchestrator_without_any_store_says_so():
         Orchestrator(queue).get_execution("w")
 
 
-def test_the_orchestrator_puts_one_message_into_the_queue(queue):
+@pytest.mark.parametrize("backend", ["memory", "one file", "postgres"], indirect=True)
+def test_the_orchestrator_puts_one_message_into_the_queue(queue, store):
     workflow = workflow_of()
     Orchestrator(queue).cancel(workflow, "kim", "why")
-    (row,) = _rows(queue)
-    assert message_of(row) == CancelWorkflow(workflow_id=workflow.id, user="kim", reason="why")
+    QueueProcessor(queue, store=store)
+    with store.database.begin() as connection:
+        (row,) = connection.execute(select(messages))
+    assert message_of(dict(row._mapping)) == CancelWorkflow(workflow_id=workflow.id, user="kim", reason="why")

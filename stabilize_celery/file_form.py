@@ -1,8 +1,8 @@
-"""The form of a workflow file: its keys and values, its JSON Schema, and the way from it to a workflow and back."""
+"""The form of a workflow file, its JSON Schema, and the errors of a file that has another."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import combinations
@@ -15,14 +15,8 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
-    model_validator,
 )
 
-from stabilize_celery.errors import InvalidWorkflowError
-from stabilize_celery.json_values import dumps_json
-from stabilize_celery.models.stage import StageExecution
-from stabilize_celery.models.task import TaskExecution
-from stabilize_celery.models.workflow import Trigger, Workflow
 from stabilize_celery.suggestions import did_you_mean
 
 #: A date and a time with an offset, as ISO 8601 writes them; the loader knows the calendar as well.
@@ -76,6 +70,10 @@ class _Form(BaseModel):
     )
 
 
+def _task(value: Any) -> Any:
+    return {"type": value} if isinstance(value, str) else value
+
+
 class TaskForm(_Form):
     """A task: its type alone, or a mapping."""
 
@@ -83,11 +81,6 @@ class TaskForm(_Form):
     """What runs: a registered task type."""
     name: str | None = None
     """For people; by default its type."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _type_alone(cls, value: Any) -> Any:
-        return {"type": value} if isinstance(value, str) else value
 
 
 class StageForm(_Form):
@@ -103,7 +96,7 @@ class StageForm(_Form):
     """The refs of the stages that have to end first; one may stand without a list."""
     context: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the stage, and options such as stageEnabled."""
-    tasks: list[TaskForm] | None = None
+    tasks: list[Annotated[TaskForm, BeforeValidator(_task)]] | None = None
     """Its tasks, one after the other, if they are not one of the stage's own type."""
     output_reducers: dict[str, str] = _key("output_reducers", "outputReducers", default_factory=dict)
     """How outputs of the same key of several upstream stages are combined, such as sum or collect."""
@@ -181,8 +174,7 @@ def described(problem: Any) -> str:
     if len(loc) > 1 and loc[-1] == "[key]":
         # So pydantic says that the key itself is wrong.
         loc = loc[:-1]
-    parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)
-    path = "".join(parts).removeprefix(".") or "the file"
+    path = shown_path(loc)
     if problem["type"] == "missing":
         return f"{path} is missing"
     if problem["type"] == "extra_forbidden":
@@ -190,99 +182,11 @@ def described(problem: Any) -> str:
         known = [name for name in _FORMS.get(inside, WorkflowForm).model_fields if name != "editor_schema"]
         hint = did_you_mean(str(loc[-1]), known) or f"; known are {', '.join(known)}"
         return f"{path}: unknown key{hint}"
-    try:
-        shown = repr(problem["input"])[:80]
-    except (ValueError, RecursionError):  # a number with too many digits, or nested too deeply
-        shown = f"what was given ({type(problem['input']).__name__})"
-    said = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
-    return f"{path}: {said}, not {shown}"
+    text = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
+    return f"{path}: {text}, not {problem['input']!r:.80}"
 
 
-def to_workflow(form: WorkflowForm, default_name: str) -> Workflow:
-    """The workflow of a form.
-
-    Raises:
-        InvalidWorkflowError: it is refused as every new workflow may be.
-    """
-    return Workflow.create(
-        application=form.application,
-        name=form.name if form.name is not None else default_name,
-        stages=[_stage(stage) for stage in form.stages],
-        trigger=Trigger(**form.trigger.model_dump()),
-        context=form.context,
-        config=None if form.config is None else form.config.model_dump(exclude_none=True),
-        start_time_expiry=form.start_time_expiry,
-    )
-
-
-def _stage(form: StageForm) -> StageExecution:
-    name = form.ref if form.name is None else form.name
-    tasks = [(name, form.type)]
-    if form.tasks is not None:
-        tasks = [(task.type if task.name is None else task.name, task.type) for task in form.tasks]
-    return StageExecution(
-        ref_id=form.ref,
-        type=form.type,
-        name=name,
-        context=form.context,
-        tasks=[TaskExecution.create(*task) for task in tasks],
-        requisite_stage_ref_ids=set(form.requires),
-        output_reducers=form.output_reducers,
-        start_time_expiry=form.start_time_expiry,
-    )
-
-
-def workflow_to_dict(workflow: Workflow) -> dict[str, Any]:
-    """What a workflow file would say: the definition without ids, statuses and outputs.
-
-    Loading it again gives an equal definition.  Keys that say what holds anyway are left out; synthetic
-    stages are no part of a definition.
-
-    Raises:
-        InvalidWorkflowError: values that are not JSON.
-    """
-    config = {
-        "id": workflow.pipeline_config_id,
-        "limitConcurrent": workflow.is_limit_concurrent,
-        "maxConcurrentExecutions": workflow.max_concurrent_executions,
-        "keepWaitingPipelines": workflow.keep_waiting_pipelines,
-    }
-    document = {
-        "application": workflow.application,
-        "name": workflow.name,
-        **_given(
-            context=workflow.context,
-            config=_given(**config),
-            trigger=workflow.trigger.to_dict() if workflow.trigger != Trigger() else None,
-            start_time_expiry=workflow.start_time_expiry,
-        ),
-        "stages": [_stage_to_dict(stage) for stage in workflow.top_level_stages()],
-    }
-    text = dumps_json(document, f"workflow {workflow.name}", error=InvalidWorkflowError)
-    copied: dict[str, Any] = json.loads(text)
-    return copied
-
-
-def _stage_to_dict(stage: StageExecution) -> dict[str, Any]:
-    tasks = [{"name": task.name, "type": task.implementing_class} for task in stage.tasks]
-    usual = tasks == [{"name": stage.name, "type": stage.type}]
-    return {
-        "ref": stage.ref_id,
-        "type": stage.type,
-        **({} if stage.name == stage.ref_id else {"name": stage.name}),
-        **_given(
-            requires=sorted(stage.requisite_stage_ref_ids),
-            context=stage.own_context,
-            output_reducers=stage.output_reducers,
-            start_time_expiry=stage.start_time_expiry,
-        ),
-        **({} if usual else {"tasks": tasks}),
-    }
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {
-        key: value.isoformat() if isinstance(value, datetime) else value
-        for key, value in values.items()
-        if value
-    }
+def shown_path(loc: Sequence[str | int]) -> str:
+    """The keys and indexes of ``loc`` as people write them: ``stages[0].ref``."""
+    parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)
+    return "".join(parts).removeprefix(".")[:200] or "the file"

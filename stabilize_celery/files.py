@@ -1,7 +1,7 @@
 """Workflow files in Python, YAML and JSON, and the place of what is wrong in one.
 
-Scalars are what PyYAML makes of them, except that dates and base-60 numbers stay text: ``12:30`` means a time, not 750.
-The limits keep a hostile or broken file from taking the process down with it.
+Scalars of YAML are what PyYAML makes of them, except that dates and base-60 numbers stay text: ``12:30`` means a time,
+not 750.  The limits keep a hostile or broken file from taking the process down with it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,28 +22,23 @@ import yaml
 from pydantic import ValidationError
 
 from stabilize_celery.errors import CircularDependencyError, InvalidWorkflowError, WorkflowFileError
-from stabilize_celery.file_form import WorkflowForm, described, to_workflow, workflow_schema, workflow_to_dict
+from stabilize_celery.file_form import StageForm, WorkflowForm, described, shown_path, workflow_schema
+from stabilize_celery.json_values import dumps_json, json_fault
+from stabilize_celery.models.stage import StageExecution
+from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.models.validation import validate_workflow
-from stabilize_celery.models.workflow import Workflow
+from stabilize_celery.models.workflow import Trigger, Workflow
 from stabilize_celery.suggestions import did_you_mean
 
 __all__ = [
-    "WorkflowFile",
-    "load_workflow",
-    "read_workflow_file",
-    "workflow_from_dict",
-    "workflow_schema",
-    "workflow_to_dict",
-]
+    "WorkflowFile", "load_workflow", "read_workflow_file", "workflow_from_dict", "workflow_schema", "workflow_to_dict",
+]  # fmt: skip
 
 MAX_FILE_BYTES = 5 * 1024 * 1024
 #: Values in a file; what an alias stands for counts every time, so that aliases of aliases cannot explode.
 MAX_VALUES = 500_000
 #: Levels of lists and mappings inside each other in a file.
 MAX_DEPTH = 150
-
-
-# ------------------------------------------------------------------------------------------------ loading
 
 
 @dataclass(frozen=True)
@@ -109,32 +105,110 @@ def workflow_from_dict(data: Mapping[str, Any], where: str = "workflow") -> Work
 def _workflow(path: Path, data: Any, text: str | None) -> Workflow:
     if not isinstance(data, dict):
         raise _error(path, "a workflow file is a mapping with the key 'stages'", _place(text, ()))
+    fault = json_fault(data)
+    if fault is not None:
+        raise _error(path, f"{shown_path(fault[0])}: {fault[1]}", _place(text, fault[0]))
     try:
         form = WorkflowForm.model_validate(data)
     except ValidationError as failure:
         problems = failure.errors(include_url=False)
-        lines = [str(_problem(path, text, each)) for each in problems[:10]]
+        places = [
+            _place(text, each["loc"], of_key=each["type"] == "extra_forbidden") for each in problems[:10]
+        ]
+        lines = [
+            str(_error(path, described(each), at)) for each, at in zip(problems[:10], places, strict=True)
+        ]
         if len(problems) > 10:
             lines.append(f"... and {len(problems) - 10} more")
         raise WorkflowFileError("\n".join(lines)) from None
     try:
-        return to_workflow(form, path.stem)
+        return Workflow.create(
+            application=form.application,
+            name=form.name if form.name is not None else path.stem,
+            stages=[_stage(stage) for stage in form.stages],
+            trigger=Trigger(**form.trigger.model_dump()),
+            context=form.context,
+            config=None if form.config is None else form.config.model_dump(exclude_none=True),
+            start_time_expiry=form.start_time_expiry,
+        )
     except InvalidWorkflowError as failure:
         raise _error(path, str(failure), _place(text, _refused_part(form, failure))) from failure
 
 
-# ------------------------------------------------------------------------------------------------- errors
+def _stage(form: StageForm) -> StageExecution:
+    name = form.ref if form.name is None else form.name
+    tasks = [(name, form.type)]
+    if form.tasks is not None:
+        tasks = [(task.type if task.name is None else task.name, task.type) for task in form.tasks]
+    return StageExecution(
+        ref_id=form.ref,
+        type=form.type,
+        name=name,
+        context=form.context,
+        tasks=[TaskExecution.create(*task) for task in tasks],
+        requisite_stage_ref_ids=set(form.requires),
+        output_reducers=form.output_reducers,
+        start_time_expiry=form.start_time_expiry,
+    )
+
+
+def workflow_to_dict(workflow: Workflow) -> dict[str, Any]:
+    """What a workflow file would say: the definition without ids, statuses and outputs.
+
+    Loading it again gives an equal definition.  Keys that say what holds anyway are left out; synthetic
+    stages are no part of a definition.
+
+    Raises:
+        InvalidWorkflowError: values that are not JSON.
+    """
+    config = {
+        "id": workflow.pipeline_config_id,
+        "limitConcurrent": workflow.is_limit_concurrent,
+        "maxConcurrentExecutions": workflow.max_concurrent_executions,
+        "keepWaitingPipelines": workflow.keep_waiting_pipelines,
+    }
+    document = {
+        "application": workflow.application,
+        "name": workflow.name,
+        **_given(
+            context=workflow.context,
+            config=_given(**config),
+            trigger=workflow.trigger.to_dict() if workflow.trigger != Trigger() else None,
+            start_time_expiry=workflow.start_time_expiry,
+        ),
+        "stages": [_stage_to_dict(stage) for stage in workflow.top_level_stages()],
+    }
+    text = dumps_json(document, f"workflow {workflow.name}", error=InvalidWorkflowError)
+    copied: dict[str, Any] = json.loads(text)
+    return copied
+
+
+def _stage_to_dict(stage: StageExecution) -> dict[str, Any]:
+    tasks = [{"name": task.name, "type": task.implementing_class} for task in stage.tasks]
+    usual = tasks == [{"name": stage.name, "type": stage.type}]
+    return {
+        "ref": stage.ref_id,
+        "type": stage.type,
+        **({} if stage.name == stage.ref_id else {"name": stage.name}),
+        **_given(
+            requires=sorted(stage.requisite_stage_ref_ids),
+            context=stage.own_context,
+            output_reducers=stage.output_reducers,
+            start_time_expiry=stage.start_time_expiry,
+        ),
+        **({} if usual else {"tasks": tasks}),
+    }
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    times = {key: value.isoformat() for key, value in values.items() if isinstance(value, datetime)}
+    return {key: value for key, value in {**values, **times}.items() if value}
 
 
 def _error(path: Path, problem: str, place: tuple[int, int] | None = None) -> WorkflowFileError:
     """``file:line:column: problem``, the form that editors jump to."""
     where = str(path) if place is None else f"{path}:{place[0]}:{place[1]}"
     return WorkflowFileError(f"{where}: {problem}")
-
-
-def _problem(path: Path, text: str | None, problem: Any) -> WorkflowFileError:
-    unknown = problem["type"] == "extra_forbidden"
-    return _error(path, described(problem), _place(text, problem["loc"], of_key=unknown))
 
 
 def _place(text: str | None, loc: Sequence[str | int], *, of_key: bool = False) -> tuple[int, int] | None:
@@ -172,9 +246,6 @@ def _refused_part(form: WorkflowForm, failure: InvalidWorkflowError) -> Sequence
     return ("context",) if "_max_jumps" in said else ("stages",)
 
 
-# ------------------------------------------------------------------------------------------- YAML and JSON
-
-
 def _read_text(path: Path) -> str:
     try:
         if not path.is_file():
@@ -191,9 +262,6 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path, text: str) -> Any:
-    def refuse_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON; write null")
-
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
@@ -203,7 +271,7 @@ def _read_json(path: Path, text: str) -> Any:
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant)
+        return json.loads(text, object_pairs_hook=refuse_duplicates)
     except json.JSONDecodeError as failure:
         raise _error(path, failure.msg, (failure.lineno, failure.colno)) from None
     except (ValueError, RecursionError) as failure:
@@ -222,15 +290,21 @@ def _read_yaml(path: Path, text: str) -> Any:
         ours = type(failure) is yaml.MarkedYAMLError
         place = (mark.line + 1, mark.column + 1) if mark else None
         raise _error(path, problem if ours else f"not YAML: {problem}", place) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as failure:
+    except (yaml.YAMLError, RecursionError) as failure:
         raise _error(path, f"not YAML: {failure}") from None
+    except (ValueError, LookupError, OverflowError) as failure:
+        raise _error(path, f"a value does not fit its tag: {failure}"[:500]) from None
     if data is None:
         raise _error(path, "the file is empty")
     return data
 
 
-def _refusal(problem: str, at: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+def _refusal(problem: str, at: Any = None) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=getattr(at, "start_mark", None))
+
+
+def _too_many(at: Any = None) -> yaml.MarkedYAMLError:
+    return _refusal(f"more than {MAX_VALUES:,} values, counted with what aliases repeat", at)
 
 
 def _check_depth(text: str) -> None:
@@ -243,14 +317,16 @@ def _check_depth(text: str) -> None:
 
 
 def _count(value: Any, sizes: dict[int, int]) -> int:
-    """How many values it is, those behind aliases counted each time."""
+    """How many values it is, those behind aliases counted each time, and one that contains itself once."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in sizes:
-        inner = value.values() if isinstance(value, dict) else value
-        sizes[id(value)] = 1 + sum(_count(each, sizes) for each in inner)
+        sizes[id(value)] = 1
+        sizes[id(value)] += sum(
+            _count(each, sizes) for each in (value.values() if isinstance(value, dict) else value)
+        )
         if sizes[id(value)] > MAX_VALUES:
-            raise ValueError(f"more than {MAX_VALUES:,} values, counted with what aliases repeat")
+            raise _too_many()
     return sizes[id(value)]
 
 
@@ -259,9 +335,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):  # type: ignore[misc]
-    """Makes nothing but JSON values; any other tag is an error."""
-
-    yaml_constructors: dict[str | None, Any] = {None: _Base.construct_undefined}
+    """Refuses keys that occur twice; leaves dates and base-60 numbers as they are written."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -269,55 +343,29 @@ class _Loader(_Base):  # type: ignore[misc]
         self._pairs = 0
 
     def flatten_mapping(self, node: Any) -> None:
-        """Check the keys of a mapping, and put in what ``<<`` stands for."""
         if id(node) not in self._merged:
             self._merged.add(id(node))
-            seen: set[str] = set()
-            for key, _ in node.value:
-                merge = key.tag == "tag:yaml.org,2002:merge"
-                if not merge and not isinstance(self.construct_object(key, deep=True), str):
-                    shown = key.value if isinstance(key, yaml.ScalarNode) else "it"
-                    raise _refusal(f"keys are text; write {shown[:80]!r} in quotes", key)
-                if key.value in seen:
+            seen: set[tuple[str, str]] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if (key.tag, key.value) in seen:
                     raise _refusal(f"the key {key.value[:80]!r} occurs twice", key)
-                seen.add(key.value)
+                seen.add((key.tag, key.value))
             super().flatten_mapping(node)
         self._pairs += len(node.value)
         if self._pairs > MAX_VALUES:
-            raise _refusal(f"more than {MAX_VALUES:,} values, counted with what aliases repeat", node)
+            raise _too_many(node)
+
+    def number(self, node: Any) -> Any:
+        if ":" in node.value:
+            return self.construct_scalar(node)
+        make = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
+        return make(node)
 
 
-def _scalar(kind: str) -> Callable[[Any, Any], Any]:
-    make = getattr(yaml.SafeLoader, f"construct_yaml_{kind}")
-
-    def construct(loader: Any, node: Any) -> Any:
-        if kind in ("int", "float") and ":" in node.value:
-            return loader.construct_scalar(node)
-        try:
-            value = make(loader, node)
-            json.dumps(value, allow_nan=False)
-        except (ValueError, LookupError, OverflowError):
-            raise _refusal(
-                f"{node.value[:80]!r} as {kind} cannot be stored as JSON; quote it", node
-            ) from None
-        return value
-
-    return construct
-
-
-for _kind in ("str", "null", "bool", "int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _scalar(_kind))
 for _kind in ("timestamp", "value"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Base.construct_scalar)
-_Loader.add_constructor(
-    "tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True)
-)
-_Loader.add_constructor(
-    "tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True)
-)
-
-
-# ------------------------------------------------------------------------------------------------- Python
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
 
 
 def _from_module(path: Path, module: ModuleType) -> Workflow:

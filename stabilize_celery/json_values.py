@@ -88,7 +88,10 @@ def dumps_json(
     except (TypeError, ValueError, RecursionError):
         text = ""
     if not text or not _has_text_keys_and_depth(value):
-        path, problem = _fault(value) or ("", "it cannot be stored as JSON")
+        steps, problem = json_fault(value) or ((), "it cannot be stored as JSON")
+        path = "".join(
+            f".{step}" if isinstance(step, str) and step.isidentifier() else f"[{step!r}]" for step in steps
+        )
         shown = path if len(path) <= 200 else f"{path[:100]} ... {path[-60:]}"
         raise error(f"{where}{shown}: {problem}")
     if max_bytes is not None and len(text) > max_bytes:
@@ -121,23 +124,22 @@ def _has_text_keys_and_depth(value: Any) -> bool:
     return not level
 
 
-def _fault(value: Any, parents: tuple[int, ...] = ()) -> tuple[str, str] | None:
-    """Where in ``value`` the first thing is that is not JSON, and what is wrong with it."""
+def json_fault(value: Any, parents: tuple[int, ...] = ()) -> tuple[tuple[str | int, ...], str] | None:
+    """The keys and indexes that lead to the first thing in ``value`` that is not JSON, and what is wrong with it."""
     if not isinstance(value, _CONTAINERS):
         wrong = _wrong_leaf(value)
-        return None if wrong is None else ("", wrong)
+        return None if wrong is None else ((), wrong)
     if id(value) in parents:
-        return "", "it contains itself, which cannot be stored as JSON"
+        return (), "it contains itself, which cannot be stored as JSON"
     if len(parents) >= MAX_DEPTH:
-        return "", f"nested deeper than {MAX_DEPTH} levels"
+        return (), f"nested deeper than {MAX_DEPTH} levels"
     for key, child in value.items() if isinstance(value, dict) else enumerate(value):
         if isinstance(value, dict) and not isinstance(key, str):
             shown = _shown(key)
-            return "", f"the key {shown} is of type {type(key).__name__}; keys are text, give {shown!r}"
-        found = _fault(child, (*parents, id(value)))
+            return (), f"the key {shown} is of type {type(key).__name__}; keys are text, give {shown!r}"
+        found = json_fault(child, (*parents, id(value)))
         if found is not None:
-            step = f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
-            return step + found[0], found[1]
+            return (key, *found[0]), found[1]
     return None
 
 

@@ -23,7 +23,7 @@ help:
 	@echo "make test-fast    what needs no server: under two minutes"
 	@echo "make compat   the oldest supported releases, and the newest of everything"
 	@echo "make lock     lock the newest releases of what pyproject.toml asks for"
-	@echo "make check    ruff, formatting, mypy, import contracts"
+	@echo "make check    ruff, formatting, mypy, import contracts, the size that may only fall (config/house.py)"
 	@echo "make bench    this engine, Celery's canvas and other engines by turns, and what waiting, history and load cost; hours"
 	@echo "make bench-quick  the same for two minutes"
 	@echo "make simulate random histories of the engine under faults: HISTORIES=100000 SEED=7"
@@ -118,6 +118,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python config/house.py
 
 bench: $(VENV)/.installed-dev
 	@config/install-services.sh

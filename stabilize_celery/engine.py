@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stabilize_celery.builtin import configure_builtin_tasks, register_builtin_tasks
 from stabilize_celery.clock import Clock, check_seconds
-from stabilize_celery.control import Control
 from stabilize_celery.crash_points import reach
 from stabilize_celery.delivery.dispatcher import Dispatcher, Publisher
 from stabilize_celery.delivery.embedded import EagerLoop, EmbeddedProcessor, LocalPublisher
@@ -67,7 +66,7 @@ def _warn_uncommitted() -> None:
     )
 
 
-class Stabilize(Control, Nesting, Maintenance):
+class Stabilize(Nesting, Maintenance):
     """The workflow engine.
 
     ``Stabilize(app)`` installs it on a Celery app; ``Stabilize()`` and later :meth:`init_app` do the same in two

@@ -1,37 +1,72 @@
-"""A started workflow, as its starter holds it."""
+"""A started workflow, as its starter holds it: asking after it, waiting for it, and every control."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from stabilize_celery.clock import MAX_SECONDS, check_seconds
+from stabilize_celery.delivery.dispatcher import Dispatcher
+from stabilize_celery.delivery.embedded import EagerLoop
 from stabilize_celery.errors import (
+    InvalidMessageError,
+    InvalidWorkflowError,
+    StageNotFoundError,
     StoreError,
     WorkflowCanceledError,
     WorkflowFailedError,
+    WorkflowStateError,
     WorkflowTimeoutError,
     described_text,
     described_traceback,
 )
+from stabilize_celery.json_values import ensure_json
+from stabilize_celery.messages import (
+    CancelStage,
+    CancelWorkflow,
+    PauseWorkflow,
+    RestartStage,
+    ResumeWorkflow,
+    SignalStage,
+    SkipStage,
+    WorkflowLevel,
+    decode,
+    payload_of,
+)
+from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
+from stabilize_celery.models.validation import check_text
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.database import is_unavailable, patiently
-
-if TYPE_CHECKING:
-    from stabilize_celery.engine import Stabilize
+from stabilize_celery.persistence.store import WorkflowStore
+from stabilize_celery.suggestions import did_you_mean
+from stabilize_celery.tasks.approval import APPROVE, REJECT
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.5
 #: In seconds: how long a question without a timeout waits for a database that is away, about as long as it takes to restart.
 PATIENCE = 10.0
+#: In place of what every message about a stage carries.
+_STAND_IN = {"stage_id": "-", "task_id": "-", "generation": 0}
+
+
+class Engine(Protocol):
+    """What a run needs of the engine it belongs to."""
+
+    @property
+    def store(self) -> WorkflowStore: ...
+    @property
+    def dispatcher(self) -> Dispatcher: ...
+    @property
+    def eager(self) -> EagerLoop | None: ...
+    def drive(self, timeout: float | None, until: Callable[[], bool]) -> bool: ...
 
 
 class WorkflowRun:
     """A handle on one execution, like Celery's ``AsyncResult`` on a task."""
 
-    def __init__(self, engine: Stabilize, workflow_id: str) -> None:
+    def __init__(self, engine: Engine, workflow_id: str) -> None:
         self._engine = engine
         self.id = workflow_id
 
@@ -144,28 +179,83 @@ class WorkflowRun:
     # ------------------------------------------------------------------ control
 
     def cancel(self, *, reason: str = "", user: str = "", force: bool = False) -> None:
-        """See :meth:`Stabilize.cancel`."""
-        self._engine.cancel(self.id, user=user, reason=reason, force=force)
+        """Cancel everything that has not ended; ``force`` ends the pool process of a task that does not stop.
+
+        Raises:
+            WorkflowNotFoundError: there is no such workflow; as all of these.
+            WorkflowStateError: it has ended.
+        """
+        workflow = self._active("cancel")
+        self._send(CancelWorkflow(workflow_id=self.id, user=user, reason=reason, force=force), workflow)
 
     def cancel_stage(self, ref_id: str, *, reason: str = "", user: str = "") -> None:
-        """See :meth:`Stabilize.cancel_stage`."""
-        self._engine.cancel_stage(self.id, ref_id, user=user, reason=reason)
+        """Cancel one stage; its branch ends with it.
+
+        Raises:
+            StageNotFoundError: the workflow has no such stage; as all that name one.
+            WorkflowStateError: it has ended.
+        """
+        stage = self._active_stage(ref_id, "cancel")
+        self._send(CancelStage(**_ids(stage), user=user, reason=reason), stage.execution)
 
     def pause(self, *, user: str = "") -> None:
-        """See :meth:`Stabilize.pause`."""
-        self._engine.pause(self.id, user=user)
+        """Start nothing more until :meth:`resume`; task bodies that run finish.
+
+        Raises:
+            WorkflowStateError: it has ended, or is paused already.
+        """
+        workflow = self._active("pause")
+        if workflow.status is S.PAUSED:
+            raise WorkflowStateError(f"workflow {self.id} is paused already", execution_id=self.id)
+        self._send(PauseWorkflow(workflow_id=self.id, user=user, mark=workflow.pause_mark), workflow)
 
     def resume(self, *, user: str = "") -> None:
-        """See :meth:`Stabilize.resume`."""
-        self._engine.resume(self.id, user=user)
+        """Go on after a pause.
+
+        Raises:
+            WorkflowStateError: it is not paused.
+        """
+        workflow = self._active("resume")
+        if workflow.status is not S.PAUSED:
+            raise WorkflowStateError(
+                f"workflow {self.id} is {workflow.status}, not PAUSED; there is nothing to resume",
+                execution_id=self.id,
+            )
+        of_limit = workflow.pipeline_config_id
+        message = ResumeWorkflow(
+            workflow_id=self.id, user=user, pipeline_config_id=of_limit, mark=workflow.pause_mark
+        )
+        self._send(message, workflow)
 
     def restart_stage(self, ref_id: str, *, user: str = "") -> None:
-        """See :meth:`Stabilize.restart_stage`."""
-        self._engine.restart_stage(self.id, ref_id, user=user)
+        """Run a stage that has ended again, and everything downstream of it.
+
+        Raises:
+            WorkflowStateError: the stage has not ended, or the workflow was canceled.
+        """
+        stage = self._stage(ref_id)
+        workflow = stage.execution
+        if workflow.is_canceled:
+            raise WorkflowStateError(
+                f"workflow {self.id} was canceled and cannot be restarted; start a new one",
+                execution_id=self.id,
+            )
+        if not stage.status.is_complete:
+            raise WorkflowStateError(
+                f"stage {ref_id} is {stage.status}; only a stage that has ended can be restarted",
+                execution_id=self.id,
+            )
+        message = RestartStage(**_ids(stage), user=user, pipeline_config_id=workflow.pipeline_config_id)
+        self._send(message, workflow)
 
     def skip_stage(self, ref_id: str, *, reason: str = "", user: str = "") -> None:
-        """See :meth:`Stabilize.skip_stage`."""
-        self._engine.skip_stage(self.id, ref_id, user=user, reason=reason)
+        """End a stage as SKIPPED; what comes after it goes on.
+
+        Raises:
+            WorkflowStateError: it has ended.
+        """
+        stage = self._active_stage(ref_id, "skip")
+        self._send(SkipStage(**_ids(stage), user=user, reason=reason), stage.execution)
 
     def signal(
         self,
@@ -176,16 +266,84 @@ class WorkflowRun:
         persistent: bool = True,
         user: str = "",
     ) -> None:
-        """See :meth:`Stabilize.signal`."""
-        self._engine.signal(self.id, ref_id, name, data, persistent=persistent, user=user)
+        """Wake the task of a stage that waits for a signal.
+
+        Args:
+            ref_id: the stage.
+            name: what the signal says; the task finds it in its context as ``_signal_name``.
+            data: goes with it, as ``_signal_data``.
+            persistent: keep it for the next suspension if no task waits now; otherwise it is lost.
+            user: who sends it.
+
+        Raises:
+            WorkflowStateError: the stage has ended.
+            InvalidWorkflowError: the data is not JSON, or the name is empty.
+        """
+        if not name:
+            raise InvalidWorkflowError("a signal needs a name")
+        if data is not None and not isinstance(data, dict):
+            raise InvalidWorkflowError(
+                f"the data of signal {name} must be a mapping, not of type {type(data).__name__}"
+            )
+        ensure_json(data or {}, f"signal {name}")
+        stage = self._active_stage(ref_id, "signal")
+        message = SignalStage(
+            **_ids(stage), signal_name=name, signal_data=dict(data or {}), persistent=persistent, user=user
+        )
+        self._send(message, stage.execution)
 
     def approve(self, ref_id: str, *, user: str = "", data: dict[str, Any] | None = None) -> None:
-        """See :meth:`Stabilize.approve`."""
-        self._engine.approve(self.id, ref_id, user=user, data=data)
+        """Let an approval stage succeed: the signal "approve", kept if the stage does not wait for it yet."""
+        self.signal(ref_id, APPROVE, data, user=user)
 
     def reject(self, ref_id: str, *, user: str = "", data: dict[str, Any] | None = None) -> None:
-        """See :meth:`Stabilize.reject`."""
-        self._engine.reject(self.id, ref_id, user=user, data=data)
+        """Let an approval stage fail: the signal "reject"."""
+        self.signal(ref_id, REJECT, data, user=user)
+
+    # What makes no sense is refused here, at the call, where it can be seen; what becomes senseless before its message
+    # is handled is dropped by the handler.
+
+    def _send(self, message: WorkflowLevel, workflow: Workflow) -> None:
+        payload = payload_of(message)
+        for name, value in payload.items():
+            if isinstance(value, str):
+                check_text(value, f"{message.type}: {name}")
+        try:
+            decode(message.type, {"workflow_id": message.workflow_id, **_STAND_IN}, payload)
+        except InvalidMessageError as error:
+            # Found later, it would be a dead letter, and take the workflow with it.
+            raise InvalidWorkflowError(str(error)) from None
+        self._engine.dispatcher.send(message, workflow.name, to_existing=True)
+
+    def _active(self, verb: str) -> Workflow:
+        workflow = self._engine.store.head(self.id)
+        _refuse_ended(workflow.status, f"workflow {self.id}", verb, self.id)
+        return workflow
+
+    def _stage(self, ref_id: str) -> StageExecution:
+        if not isinstance(ref_id, str):
+            raise StageNotFoundError(f"a stage is named by its ref_id, not by {ref_id!r:.100}")
+        found, known = self._engine.store.find_stage(self.id, ref_id)
+        if found is None:
+            raise StageNotFoundError(
+                f"workflow {self.id} has no stage {ref_id!r}{did_you_mean(ref_id, known)}"
+            )
+        return found
+
+    def _active_stage(self, ref_id: str, verb: str) -> StageExecution:
+        stage = self._stage(ref_id)
+        _refuse_ended(stage.execution.status, f"workflow {self.id}", verb, self.id)
+        _refuse_ended(stage.status, f"stage {ref_id}", verb, self.id)
+        return stage
+
+
+def _refuse_ended(status: S, what: str, verb: str, workflow_id: str) -> None:
+    if status.is_complete:
+        raise WorkflowStateError(f"cannot {verb} {what}: it ended {status}", execution_id=workflow_id)
+
+
+def _ids(stage: StageExecution) -> dict[str, Any]:
+    return {"workflow_id": stage.execution.id, "stage_id": stage.id, "generation": stage.generation}
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,32 @@ class WorkflowStore(MessageStore, HandOverStore):
             raise WorkflowNotFoundError(f"there is no stage {stage_id} in {self.database.name}")
         return self.retrieve(found).stage_by_id(stage_id)
 
+    def find_stage(self, workflow_id: str, ref_id: str) -> tuple[StageExecution | None, list[str]]:
+        """A stage by its ref_id, or a synthetic one by its name if that is unique; its workflow knows no other stages.
+
+        Returns:
+            It, or ``None`` and the ref_ids that there are.
+        """
+        workflow = self.head(workflow_id)
+        of_workflow = select(*stages.c).where(stages.c.workflow_id == workflow_id)
+        known: list[str] = []
+        with self.database.autocommit() as connection:
+            found = (
+                connection.execute(of_workflow.where(stages.c.ref_id == ref_id)).all()
+                if is_storable(ref_id)
+                else []
+            )
+            if not found:
+                # Synthetic stages have made-up ref_ids; people know them by name.
+                everything = connection.execute(of_workflow.order_by(stages.c.id)).all()
+                found = [row for row in everything if row.parent_stage_id is not None and row.name == ref_id]
+                known = [row.ref_id for row in everything if row.parent_stage_id is None]
+        if len(found) != 1:
+            return None, known
+        stage = rows.stage_from_row(dict(found[0]._mapping))
+        stage.execution = workflow
+        return stage, known
+
     def get_upstream_stages(self, workflow_id: str, ref_id: str) -> list[StageExecution]:
         """The stages a stage directly requires."""
         stage = self.retrieve(workflow_id).stage_by_ref_id(ref_id)

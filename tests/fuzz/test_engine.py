@@ -224,4 +224,4 @@ def test_asking_for_what_is_not_there(engine: Stabilize, nasty: str, ask: str) -
         assert engine.find(name=nasty, application=nasty, before=nasty) == []
         return
     with pytest.raises(StabilizeError):
-        engine.get(nasty) if ask == "get" else engine.signal(nasty, nasty, "go")
+        engine.get(nasty) if ask == "get" else WorkflowRun(engine, nasty).signal(nasty, "go")

@@ -70,20 +70,20 @@ def refuses(engine: Stabilize, run: WorkflowRun, error: type[Exception], match: 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda e: e.cancel("01ABC"),
-        lambda e: e.pause("01ABC"),
-        lambda e: e.resume("01ABC"),
-        lambda e: e.cancel_stage("01ABC", "a"),
-        lambda e: e.skip_stage("01ABC", "a"),
-        lambda e: e.restart_stage("01ABC", "a"),
-        lambda e: e.signal("01ABC", "a", "go"),
-        lambda e: e.approve("01ABC", "a"),
-        lambda e: e.reject("01ABC", "a"),
+        lambda run: run.cancel(),
+        lambda run: run.pause(),
+        lambda run: run.resume(),
+        lambda run: run.cancel_stage("a"),
+        lambda run: run.skip_stage("a"),
+        lambda run: run.restart_stage("a"),
+        lambda run: run.signal("a", "go"),
+        lambda run: run.approve("a"),
+        lambda run: run.reject("a"),
     ],
 )
 def test_there_is_no_such_workflow(engine: Stabilize, call: Any) -> None:
     with pytest.raises(WorkflowNotFoundError, match="01ABC"):
-        call(engine)
+        call(WorkflowRun(engine, "01ABC"))
     assert engine.store.count_messages() == 0
 
 

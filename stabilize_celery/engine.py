@@ -482,3 +482,18 @@ class Stabilize(Nesting, Maintenance):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def engine_of(app: Celery) -> Stabilize:
+    """The engine installed on an app.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    engine: Stabilize | None = getattr(app, "stabilize", None)
+    if engine is None:
+        raise ConfigurationError(
+            f"no Stabilize is installed on app {app.main!r}: write `stabilize = Stabilize(app)` in its module, "
+            "and name that module with -A"
+        )
+    return engine

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stabilize_celery.canvas.references import resolve, stored
+from stabilize_celery.canvas.references import Stage, resolve, stored
 from stabilize_celery.errors import ConfigurationError, InvalidOutputError, InvalidWorkflowError
-from stabilize_celery.models.stage import StageExecution
 
 #: Keys of the stage's own context that are options of ``apply_async``.
 OPTIONS = (
@@ -67,7 +66,7 @@ class CeleryCall:
     options: dict[str, Any]
 
     @classmethod
-    def of(cls, stage: StageExecution) -> CeleryCall:
+    def of(cls, stage: Stage) -> CeleryCall:
         """The call that a stage describes.
 
         Raises:
@@ -87,7 +86,7 @@ class CeleryCall:
         return cls(name, [*_results(own, stage), *args], kwargs, options)
 
 
-def _results(own: Mapping[str, Any], stage: StageExecution) -> list[Any]:
+def _results(own: Mapping[str, Any], stage: Stage) -> list[Any]:
     """The result that a canvas hands on: what the stages before gave, in the canvas's own shape."""
     if RESULTS_OF not in own:
         return []

@@ -21,7 +21,6 @@ from stabilize_celery.canvas.call import (
 )
 from stabilize_celery.canvas.references import literal
 from stabilize_celery.errors import InvalidOutputError, InvalidWorkflowError
-from stabilize_celery.models.stage import StageExecution
 
 #: Options that belong to the canvas as it runs in Celery, or are dealt with here.
 NOT_OF_A_STAGE = (
@@ -156,7 +155,18 @@ _CHUNKS = "celery.chunks"
 _MAPS = ("celery.map", "celery.starmap")
 
 
-def compile_canvas(canvas: Any) -> list[StageExecution]:
+@dataclass(frozen=True)
+class StageOf:
+    """A stage of a canvas: the arguments of ``StageExecution.single``."""
+
+    ref_id: str
+    kind: str
+    context: dict[str, Any]
+    requires: frozenset[str]
+    name: str
+
+
+def compile_canvas(canvas: Any) -> list[StageOf]:
     """The stages of a canvas; ``result`` of the last one is what the canvas gives.
 
     Raises:
@@ -170,7 +180,7 @@ def compile_canvas(canvas: Any) -> list[StageExecution]:
     if not compiler.stages:
         raise InvalidWorkflowError("the canvas has no tasks")
     leaves = {stage.ref_id for stage in compiler.stages}
-    leaves -= {ref for stage in compiler.stages for ref in stage.requisite_stage_ref_ids}
+    leaves -= {ref for stage in compiler.stages for ref in stage.requires}
     if not isinstance(end.value, str) or leaves != {end.value}:
         own = {RESULTS_OF: end.value}
         compiler.add(RESULTS_TYPE, "results", own, leaves | end.after)
@@ -216,11 +226,11 @@ class _State:
 
 class _Compiler:
     def __init__(self) -> None:
-        self.stages: list[StageExecution] = []
+        self.stages: list[StageOf] = []
 
     def add(self, kind: str, name: str, own: dict[str, Any], after: Iterable[str]) -> str:
         ref = f"{len(self.stages) + 1}-{name}"
-        self.stages.append(StageExecution.single(ref, kind, own, requires=after, name=name))
+        self.stages.append(StageOf(ref, kind, own, frozenset(after), name))
         return ref
 
     def canvas(self, sig: Any, state: _State) -> _State:

@@ -14,16 +14,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from stabilize_celery.errors import ExpressionError, InvalidWorkflowError, PermanentError
 from stabilize_celery.expressions import parse
 from stabilize_celery.json_values import celery_form
 from stabilize_celery.suggestions import did_you_mean
-
-if TYPE_CHECKING:
-    from stabilize_celery.models.stage import StageExecution
-
 
 #: The name under which every stage can be reached by any ref_id.
 STAGES = "stages"
@@ -89,12 +85,24 @@ def _import(path: str) -> Any:
     return found
 
 
+class Stage(Protocol):
+    """What a stage shows to the arguments of its call."""
+
+    context: dict[str, Any]
+
+    @property
+    def called(self) -> str: ...
+    @property
+    def own_context(self) -> dict[str, Any]: ...
+    def outputs_of(self, ref_ids: Iterable[str]) -> dict[str, dict[str, Any]]: ...
+
+
 def referenced(value: Any) -> set[str]:
     """Every name that the templates in an argument use; with ``stages["x"]`` that is ``x``."""
     return {name for expression in _expressions(value) for name in (*_bases(expression), *_bare(expression))}
 
 
-def check_references(stages: Iterable[StageExecution]) -> None:
+def check_references(stages: Iterable[Any]) -> None:
     """Refuse stages that refer to a stage which need not have ended when they start.
 
     Raises:
@@ -122,9 +130,7 @@ def check_references(stages: Iterable[StageExecution]) -> None:
             )
 
 
-def resolve(
-    value: Any, stage: StageExecution, outputs_of: Callable[[Iterable[str]], Outputs], where: str
-) -> Any:
+def resolve(value: Any, stage: Stage, outputs_of: Callable[[Iterable[str]], Outputs], where: str) -> Any:
     """An argument with everything put in.
 
     Args:
@@ -140,7 +146,7 @@ def resolve(
 
 
 class _Resolver:
-    def __init__(self, stage: StageExecution, outputs: Outputs) -> None:
+    def __init__(self, stage: Stage, outputs: Outputs) -> None:
         self._stage = stage
         self._outputs = outputs
 

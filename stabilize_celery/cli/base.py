@@ -164,7 +164,7 @@ def engine_of_app(ctx: click.Context) -> Stabilize | None:
     app = app_of(ctx)
     if app is None:
         return None
-    from stabilize_celery.delivery.celery_app import engine_of
+    from stabilize_celery.engine import engine_of
 
     engine = engine_of(app)
     hide(engine.settings.redact_keys)

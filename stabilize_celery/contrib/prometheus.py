@@ -112,7 +112,7 @@ class MetricsStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Begin to serve; a port that cannot be had is an error in the log, and no reason not to work."""
-        from stabilize_celery.delivery.celery_app import engine_of
+        from stabilize_celery.engine import engine_of
 
         engine = engine_of(worker.app)
         address, port = engine.settings.metrics_address, engine.settings.metrics_port

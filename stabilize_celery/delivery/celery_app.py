@@ -7,7 +7,7 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from celery import Celery, bootsteps
@@ -18,6 +18,7 @@ from kombu.entity import Exchange, Queue
 
 from stabilize_celery.celery_tasks import signals
 from stabilize_celery.celery_tasks.task import CeleryTask
+from stabilize_celery.delivery.dispatcher import Engine
 from stabilize_celery.delivery.entrypoints import register_entrypoints
 from stabilize_celery.delivery.relay import Relay
 from stabilize_celery.delivery.stopping import BodyStop, enter_pool_process, pool_leases, pool_slot
@@ -29,10 +30,6 @@ from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.plugins import plugins
 from stabilize_celery.settings import PREFIX, Settings
 from stabilize_celery.worker.pool_leases import PoolLeases
-
-if TYPE_CHECKING:
-    from stabilize_celery.engine import Stabilize
-
 
 logger = logging.getLogger(__name__)
 #: In seconds, as Celery's for its broker: 2, 4, 6 ...
@@ -76,7 +73,7 @@ class RelayStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
 
         try:
-            engine = engine_of(worker.app)
+            engine: Engine = worker.app.stabilize
             _wait_for(engine.store)
             # What they cannot do is an error of the worker, and not of its first task.
             engine.attempt_hooks()
@@ -105,10 +102,10 @@ class RelayStep(bootsteps.StartStopStep):
         return {} if self._relay is None else {"stabilize-relay": self._relay.info()}
 
 
-_engines: weakref.WeakSet[Stabilize] = weakref.WeakSet()
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-def install(app: Celery, engine: Stabilize) -> None:
+def install(app: Celery, engine: Engine) -> None:
     """Install ``engine`` on ``app``; nothing of the app's configuration is read yet.
 
     Raises:
@@ -151,22 +148,7 @@ def _discover_stages(app: Celery) -> None:
     app.autodiscover_tasks = autodiscover_tasks
 
 
-def engine_of(app: Celery) -> Stabilize:
-    """The engine installed on an app.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    engine: Stabilize | None = getattr(app, "stabilize", None)
-    if engine is None:
-        raise ConfigurationError(
-            f"no Stabilize is installed on app {app.main!r}: write `stabilize = Stabilize(app)` in its module, "
-            "and name that module with -A"
-        )
-    return engine
-
-
-def installed_engines() -> list[Stabilize]:
+def installed_engines() -> list[Engine]:
     """The engines on all apps of this process."""
     return list(_engines)
 
@@ -182,7 +164,7 @@ def read_settings(app: Celery) -> Settings:
     return Settings.load(values)
 
 
-def _add_route(app: Celery, engine: Stabilize) -> None:
+def _add_route(app: Celery, engine: Engine) -> None:
     """Send entrypoints that somebody calls by hand to the engine's queues; the engine itself names the queue."""
 
     def route(name: str, *_args: Any, **_options: Any) -> dict[str, str] | None:
@@ -203,7 +185,7 @@ def _add_queues(instance: Any = None, **_: Any) -> None:
 
     Sent before the worker looks at ``-Q``, which then chooses among them.
     """
-    engine: Stabilize | None = getattr(getattr(instance, "app", None), "stabilize", None)
+    engine: Engine | None = getattr(getattr(instance, "app", None), "stabilize", None)
     if engine is None:
         return
     queues = instance.app.amqp.queues
@@ -218,7 +200,7 @@ def _add_queues(instance: Any = None, **_: Any) -> None:
 @celery_signals.worker_init.connect
 def _guard_tasks(sender: Any = None, **_: Any) -> None:
     """The app's modules are imported, and the pool has not started."""
-    engine: Stabilize | None = getattr(getattr(sender, "app", None), "stabilize", None)
+    engine: Engine | None = getattr(getattr(sender, "app", None), "stabilize", None)
     if sender is not None and engine is not None:
         engine.enter_worker()
         signals.guard_tasks(sender.app)

@@ -30,10 +30,12 @@ from stabilize_celery.persistence.rows import Outgoing, message_of, new_row, out
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import Surroundings, UnitOfWork
 from stabilize_celery.redaction import redact
+from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.outcome import Attempt
+from stabilize_celery.tasks.registry import TaskRegistry
 from stabilize_celery.worker.attempt import OnFailure, TaskWorker
 from stabilize_celery.worker.ending import ENDING
-from stabilize_celery.worker.leases import HAND_BACK_DELAY, LeaseKeeper
+from stabilize_celery.worker.leases import HAND_BACK_DELAY, LeaseKeeper, Slot
 
 logger = discreet_logger(__name__)
 
@@ -41,6 +43,22 @@ logger = discreet_logger(__name__)
 def burial_reason(message_id: str) -> str:
     """How the reason begins for which a message that was given up ends its workflow."""
     return f"message {message_id} is a dead letter"
+
+
+class Engine(Protocol):
+    """What entrypoints, bootsteps and pools need of the engine that is installed on their app."""
+
+    registry: TaskRegistry
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def store(self) -> WorkflowStore: ...
+    @property
+    def dispatcher(self) -> Dispatcher: ...
+    def attempt_hooks(self) -> Any: ...
+    def enter_worker(self) -> None: ...
+    def enter_pool_child(self, slot: Slot | None = None) -> None: ...
 
 
 class Publisher(Protocol):

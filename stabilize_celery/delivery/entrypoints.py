@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from celery import Celery
 from celery.exceptions import InvalidTaskError, TaskPredicate
@@ -13,6 +13,7 @@ from celery.worker.strategy import default
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from stabilize_celery.crash_points import reach
+from stabilize_celery.delivery.dispatcher import Engine
 from stabilize_celery.delivery.publisher import DATABASE_HEADER
 from stabilize_celery.delivery.stopping import is_stopping
 from stabilize_celery.errors import error_text
@@ -21,14 +22,10 @@ from stabilize_celery.messages import MESSAGE_TYPES, TASK_PREFIX, Message
 from stabilize_celery.observe.logs import SCOPE, warn_of_stray
 from stabilize_celery.worker.failures import located, stand_in
 
-if TYPE_CHECKING:
-    from stabilize_celery.engine import Stabilize
-
-
 logger = logging.getLogger(__name__)
 
 
-def register_entrypoints(app: Celery, engine: Stabilize) -> None:
+def register_entrypoints(app: Celery, engine: Engine) -> None:
     """Register an entrypoint for every message type on an app."""
     base = entrypoint_class(app)
     for name, message_type in MESSAGE_TYPES.items():
@@ -74,7 +71,7 @@ def _acknowledgement(message_type: type[Message]) -> dict[str, Any]:
     return {"acks_late": True, "reject_on_worker_lost": True}
 
 
-def _entrypoint(engine: Stabilize, name: str) -> Any:
+def _entrypoint(engine: Engine, name: str) -> Any:
     def entrypoint(task: Any, message_id: Any) -> None:
         if not is_storable(message_id) or len(message_id) > 64:
             logger.warning("a %s message without a proper id was dropped: %.100r", name, message_id)

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Celery, current_task
 from celery.utils.nodenames import anon_nodename
@@ -27,9 +27,6 @@ from stabilize_celery.models.ids import new_id
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.observe import Transition
 from stabilize_celery.plugins import Plugin
-
-if TYPE_CHECKING:
-    from stabilize_celery.engine import Stabilize
 
 logger = logging.getLogger(__name__)
 #: Events that may wait to be sent; more than that are thrown away.
@@ -43,9 +40,9 @@ class CeleryEvents(Plugin):
     """Sends them from each process that handles messages of an app, with ``stabilize_send_events``."""
 
     def __init__(self) -> None:
-        self._senders: weakref.WeakKeyDictionary[Stabilize, EventSender] = weakref.WeakKeyDictionary()
+        self._senders: weakref.WeakKeyDictionary[Any, EventSender] = weakref.WeakKeyDictionary()
 
-    def dispatching(self, engine: Stabilize, dispatcher: Dispatcher) -> None:
+    def dispatching(self, engine: Any, dispatcher: Dispatcher) -> None:
         if engine.app is None or not engine.settings.send_events:
             return
         if engine not in self._senders:
@@ -53,7 +50,7 @@ class CeleryEvents(Plugin):
             engine.observe(self._senders[engine].tell_transitions)
         dispatcher.on_handled = self._senders[engine].tell_handled
 
-    def close(self, engine: Stabilize) -> None:
+    def close(self, engine: Any) -> None:
         if engine in self._senders:
             self._senders[engine].close()
 

@@ -8,18 +8,16 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from billiard import common, current_process
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import SIG_SOFT_TIMEOUT
 from celery import current_task, signals
 
+from stabilize_celery.delivery.dispatcher import Engine
 from stabilize_celery.worker.ending import ENDING, describe_limit
 from stabilize_celery.worker.pool_leases import PoolLeases, PoolSlot, PoolSlots
-
-if TYPE_CHECKING:
-    from stabilize_celery.engine import Stabilize
 
 logger = logging.getLogger(__name__)
 #: Seconds that a stopped body in a thread of the worker has to come back, before the process ends with it.
@@ -88,7 +86,7 @@ def pool_slot() -> PoolSlot | None:
     return _slots[0].slot(index) if _slots and index is not None and _in_pool_process() else None
 
 
-def pool_leases(engine: Stabilize) -> PoolLeases:
+def pool_leases(engine: Engine) -> PoolLeases:
     """What keeps the leases of this worker's pool processes where they cannot."""
     return PoolLeases(_slots[0], lambda: engine.dispatcher.worker)
 
@@ -124,7 +122,7 @@ class BodyStop:
     ends at once, so that they do not go on beside their repetition.
     """
 
-    def __init__(self, engine: Stabilize, worker: Any) -> None:
+    def __init__(self, engine: Engine, worker: Any) -> None:
         self._engine = engine
         self._done = threading.Event()
         self._lock = threading.Lock()

@@ -203,7 +203,13 @@ class Workflow:
         """
         from stabilize_celery.canvas.compiler import compile_canvas
 
-        return cls.create(application, name, compile_canvas(canvas), **kwargs)
+        stages = [
+            StageExecution.single(
+                each.ref_id, each.kind, each.context, requires=each.requires, name=each.name
+            )
+            for each in compile_canvas(canvas)
+        ]
+        return cls.create(application, name, stages, **kwargs)
 
     @classmethod
     def create_orchestration(

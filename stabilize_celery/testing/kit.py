@@ -297,7 +297,7 @@ def find_engine(source: Any) -> Stabilize | None:
     from celery import Celery
 
     if isinstance(source, Celery):
-        from stabilize_celery.delivery.celery_app import engine_of
+        from stabilize_celery.engine import engine_of
 
         return engine_of(source)
     raise ConfigurationError(

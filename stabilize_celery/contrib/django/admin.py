@@ -20,7 +20,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
 from stabilize_celery.contrib.django.models import Json, Stage, Workflow
-from stabilize_celery.delivery.celery_app import engine_of
+from stabilize_celery.engine import engine_of
 from stabilize_celery.errors import StabilizeError, described_text
 from stabilize_celery.redaction import DEFAULT_KEYS, redact, redact_text
 

@@ -18,8 +18,7 @@ import tornado.web
 from tornado.ioloop import IOLoop
 
 from stabilize_celery.contrib.flower.views import GuardedHandler
-from stabilize_celery.delivery.celery_app import engine_of
-from stabilize_celery.engine import Stabilize
+from stabilize_celery.engine import Stabilize, engine_of
 from stabilize_celery.errors import (
     ConfigurationError,
     DeadLetterError,

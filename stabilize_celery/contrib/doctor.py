@@ -364,8 +364,8 @@ def _broker_facts(connection: Connection, kind: str) -> dict[str, Any]:
     info: dict[str, Any] = {}
     if kind == "redis":
         info = connection.default_channel.client.info()  # type: ignore[attr-defined]
-    told = connection.connection.server_properties if kind == "amqp" else {}
-    product = " ".join(str(told.get(key, "")) for key in ("product", "version")).strip()
+    properties = connection.connection.server_properties if kind == "amqp" else {}
+    product = " ".join(str(properties.get(key, "")) for key in ("product", "version")).strip()
     facts = {name: info.get(name) for name in ("maxmemory", "aof_enabled")}
     policy = info.get("maxmemory_policy", "noeviction")
     return {**facts, "product": product or info.get("redis_version", "AMQP"), "policy": policy}
@@ -467,7 +467,7 @@ def _examine_workers(engine: Stabilize, timeout: float, known: list[Finding]) ->
     active = inspect.active_queues() or {}
     queues = {name: {queue["name"] for queue in each} for name, each in active.items()}
     identity = None
-    with suppress(StabilizeError):  # the look at the database has said so
+    with suppress(StabilizeError):  # then that is a finding already
         identity = engine.store.database.identity
     concerned = []
     for name in [name for name in names if queues.get(name, set()) & set(settings.queues())]:

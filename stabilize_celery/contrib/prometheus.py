@@ -12,9 +12,9 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -147,57 +147,42 @@ class MetricsStep(bootsteps.StartStopStep):
     terminate = stop
 
 
-class _Collector:
-    """A collector of ``prometheus_client``, which is imported by the first scrape."""
+Labels = tuple[str, ...]
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing is read when it is registered."""
-        return []
 
-    @cached_property
-    def _core(self) -> Any:
-        from prometheus_client import core
+def _family(kind: str, name: str, text: str, labels: Sequence[str], values: Mapping[Any, Any]) -> Metric:
+    """A family of ``prometheus_client``, which the first scrape imports; a value is a number, or buckets and a sum."""
+    from prometheus_client import core
 
-        return core
-
-    def _counter(
-        self, name: str, text: str, labels: list[str], counts: dict[tuple[str, ...], float]
-    ) -> Metric:
-        return self._filled(self._core.CounterMetricFamily(name, text, labels=labels), counts)
-
-    def _gauge(self, name: str, text: str, labels: list[str], values: dict[tuple[str, ...], float]) -> Metric:
-        return self._filled(self._core.GaugeMetricFamily(name, text, labels=labels), values)
-
-    def _filled(self, family: Any, values: dict[tuple[str, ...], float]) -> Metric:
-        for labels, value in values.items():
-            family.add_metric(labels, float(value))
-        made: Metric = family
-        return made
+    family: Any = getattr(core, f"{kind}MetricFamily")(f"stabilize_{name}", text, labels=labels)
+    for each, value in values.items():
+        family.add_metric(each, *(value if isinstance(value, tuple) else [float(value)]))
+    made: Metric = family
+    return made
 
 
 class Durations:
     """A histogram by labels."""
 
     def __init__(self) -> None:
-        self.counts: dict[tuple[str, ...], list[int]] = {}
-        self.sums: Counter[tuple[str, ...]] = Counter()
+        self.counts: dict[Labels, list[int]] = {}
+        self.sums: dict[Labels, float] = {}
 
-    def observe(self, labels: tuple[str, ...], seconds: float) -> None:
+    def observe(self, labels: Labels, seconds: float) -> None:
         """One more."""
         self.counts.setdefault(labels, [0] * (len(BUCKETS) + 1))[bisect_left(BUCKETS, seconds)] += 1
-        self.sums[labels] += seconds  # type: ignore[assignment]
+        self.sums[labels] = self.sums.get(labels, 0.0) + seconds
 
-    def fill(self, family: Any) -> Metric:
-        """Add it to a family; to Prometheus each bucket holds those below as well."""
-        for labels, counts in self.counts.items():
-            ends = (*map(str, BUCKETS), "+Inf")
-            buckets = [(end, float(sum(counts[: n + 1]))) for n, end in enumerate(ends)]
-            family.add_metric(labels, buckets, self.sums[labels])
-        filled: Metric = family
-        return filled
+    def values(self) -> dict[Labels, Any]:
+        """By labels, buckets and the sum; to Prometheus each bucket holds those below as well."""
+        ends = (*map(str, BUCKETS), "+Inf")
+        return {
+            labels: (list(zip(ends, map(float, accumulate(counts)), strict=True)), self.sums[labels])
+            for labels, counts in self.counts.items()
+        }
 
 
-class WorkflowCollector(_Collector):
+class WorkflowCollector:
     """What the database says.
 
     Args:
@@ -211,9 +196,13 @@ class WorkflowCollector(_Collector):
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._names: set[tuple[str, str]] = set()
         #: By event: ``workflow``, ``stage``, ``task``, ``retry``.
-        self._counts: dict[str, Counter[tuple[str, ...]]] = {}
+        self._counts: dict[str, Counter[Labels]] = {}
         self._times = {"stage": Durations(), "workflow": Durations()}
         self._made: tuple[float, list[Metric]] = (-_FRESH, [])
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is read when it is registered."""
+        return []
 
     def collect(self) -> Iterator[Metric]:
         """Read what is new, and give all figures; only ``stabilize_up`` if the database does not answer."""
@@ -234,7 +223,7 @@ class WorkflowCollector(_Collector):
             found = [*self._counters(), *self._gauges(store)]
         except Exception:
             found = []
-        return [self._gauge("stabilize_up", "Whether the database answers.", [], {(): bool(found)}), *found]
+        return [_family("Gauge", "up", "Whether the database answers.", [], {(): bool(found)}), *found]
 
     def _count(self, store: WorkflowStore) -> None:
         now = store.now()
@@ -274,10 +263,10 @@ class WorkflowCollector(_Collector):
             ("task", "tasks", "Tasks that came to a status, by the type of their stage.", by_type),
             ("retry", "task_retries", "Attempts that failed and are repeated.", ["type"]),
         ):
-            yield self._counter(f"stabilize_{name}", text, labels, dict(self._counts.get(event, {})))
+            yield _family("Counter", name, text, labels, self._counts.get(event, {}))
         for event, labels in (("stage", by_type), ("workflow", by_name)):
-            name, text = f"stabilize_{event}_duration_seconds", f"From the start of a {event} to its end."
-            yield self._times[event].fill(self._core.HistogramMetricFamily(name, text, labels=labels))
+            name, text = f"{event}_duration_seconds", f"From the start of a {event} to its end."
+            yield _family("Histogram", name, text, labels, self._times[event].values())
 
     def _gauges(self, store: WorkflowStore) -> Iterator[Metric]:
         """Bounded reads over indexes, however many workflows there are."""
@@ -299,10 +288,10 @@ class WorkflowCollector(_Collector):
             ("expired_leases", "Tasks whose worker is gone.", [], {(): expired}),
             ("dead_letters", "Dead letters.", [], {(): _number_of(store, select(dead_letters.c.id))}),
         ):
-            yield self._gauge(f"stabilize_{name}", text, labels, values)  # type: ignore[arg-type]
+            yield _family("Gauge", name, text, labels, values)
 
 
-class RelayCollector(_Collector):
+class RelayCollector:
     """What the relay of this worker has done; unlike the rest, these are this process's own.
 
     Args:
@@ -312,17 +301,21 @@ class RelayCollector(_Collector):
     def __init__(self, info: Callable[[], dict[str, Any]]) -> None:
         self._info = info
 
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is read when it is registered."""
+        return []
+
     def collect(self) -> Iterator[Metric]:
         """Its counts."""
         info = self._info()
-        yield self._gauge("stabilize_relay_alive", "Whether it runs.", [], {(): bool(info.get("alive"))})
+        yield _family("Gauge", "relay_alive", "Whether it runs.", [], {(): bool(info.get("alive"))})
         for key, text in (
             ("sent", "Messages it has sent."),
             ("resent", "Those of them that had been sent before."),
             ("leases_lost", "Tasks it has sent again because their worker was gone."),
             ("failures", "Times it was interrupted."),
         ):
-            yield self._counter(f"stabilize_relay_{key}", text, [], {(): info.get(key, 0)})
+            yield _family("Counter", f"relay_{key}", text, [], {(): info.get(key, 0)})
 
 
 def _id_before(moment: datetime) -> str:
@@ -363,9 +356,7 @@ def _number_of(store: WorkflowStore, rows: Select[Any]) -> int:
         )
 
 
-def _queues(
-    store: WorkflowStore, now: datetime
-) -> tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], float]]:
+def _queues(store: WorkflowStore, now: datetime) -> tuple[dict[Labels, float], dict[Labels, float]]:
     """By queue: messages that are due and not handled yet, and for how many seconds the oldest has been due."""
     first = (
         select(*messages.c["queue", "due_at", "lease_owner"])

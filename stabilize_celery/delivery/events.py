@@ -1,4 +1,4 @@
-"""Celery events for what workflows do, for whoever listens: ``celery events``, Flower, a receiver of yours.
+"""Celery events for what workflows do, for listeners: ``celery events``, Flower, a receiver of yours.
 
 Opt-in (``stabilize_send_events``).  Events name things and carry no user data.  They are sent by a thread of their own,
 so that no workflow waits for them, and thrown away while the broker is gone or when there are too many: the history
@@ -47,8 +47,8 @@ class CeleryEvents(Plugin):
             return
         if engine not in self._senders:
             self._senders[engine] = EventSender(engine.app)
-            engine.observe(self._senders[engine].tell_transitions)
-        dispatcher.on_handled = self._senders[engine].tell_handled
+            engine.observe(self._senders[engine].send_transitions)
+        dispatcher.on_handled = self._senders[engine].send_handled
 
     def close(self, engine: Any) -> None:
         if engine in self._senders:
@@ -74,16 +74,16 @@ class EventSender:
         self._connection: Connection | None = None
         self._dispatcher: Any = None
 
-    # ------------------------------------------------------------------ what is told
+    # ------------------------------------------------------------------ what is sent
 
-    def tell_transitions(self, transitions: Sequence[Transition]) -> None:
+    def send_transitions(self, transitions: Sequence[Transition]) -> None:
         """An observer: every change of status, and whatever else is in the history."""
         for each in transitions:
             word = each.event if each.new is None else _word(each.new)
             group = each.event if each.new is not None else ("stage" if each.stage_id else "workflow")
             self._put(f"stabilize-{group}-{word}", _fields_of(each))
 
-    def tell_handled(self, handled: Iterable[Handled]) -> None:
+    def send_handled(self, handled: Iterable[Handled]) -> None:
         """Messages that no worker received, as if one had: Flower and others count and show them as tasks."""
         for each in handled:
             message = each.message
@@ -156,7 +156,7 @@ def _word(status: WorkflowStatus) -> str:
 
 def _fields_of(transition: Transition) -> dict[str, Any]:
     """Identifiers and names; reasons and details may quote user data, and stay in the database."""
-    said = {
+    fields = {
         "application": transition.application,
         "workflow_id": transition.workflow_id,
         "workflow": transition.workflow_name,
@@ -169,4 +169,4 @@ def _fields_of(transition: Transition) -> dict[str, Any]:
         "old_status": None if transition.old is None else transition.old.name,
         "status": None if transition.new is None else transition.new.name,
     }
-    return {name: value for name, value in said.items() if value not in (None, "")}
+    return {name: value for name, value in fields.items() if value not in (None, "")}

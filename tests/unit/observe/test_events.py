@@ -31,9 +31,9 @@ def test_what_an_event_says(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Non
     sent: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(EventSender, "_send", lambda self, kind, host, fields: sent.append((kind, fields)))
     sender = EventSender(app)
-    sender.tell_transitions([ENDED])
+    sender.send_transitions([ENDED])
     message = CompleteStage(workflow_id="W", stage_id="S", generation=0)
-    sender.tell_handled([Handled(message, "order / pay", 0.25)])
+    sender.send_handled([Handled(message, "order / pay", 0.25)])
     sender.close()
     (kind, fields), *as_task = sent
     assert kind == "stabilize-stage-failed-continue"
@@ -66,9 +66,9 @@ def test_a_broker_that_is_away_costs_only_events(app: Celery, monkeypatch: pytes
     monkeypatch.setattr(events, "_PAUSE", 0.0)
     monkeypatch.setattr(events, "_MOST", 3)
     sender = EventSender(app)
-    sender.tell_transitions([ENDED])
+    sender.send_transitions([ENDED])
     assert tried.wait(30)
-    sender.tell_transitions([ENDED] * 10)
+    sender.send_transitions([ENDED] * 10)
     assert sender._waiting.qsize() == 3
     go_on.set()
     thread = sender._thread

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from stabilize_celery.clock import MAX_SECONDS, check_seconds
@@ -346,67 +345,27 @@ def _ids(stage: StageExecution) -> dict[str, Any]:
     return {"workflow_id": stage.execution.id, "stage_id": stage.id, "generation": stage.generation}
 
 
-@dataclass(frozen=True)
-class Verb:
-    """A control of a run, as the command line and the HTTP API offer it.
-
-    Attributes:
-        name: of the command, and the last part of the address.
-        do: the method of the run; about a stage, it takes the stage's ref_id first.
-        help: a sentence for people; what else there is to say follows after an empty line.
-        of_stage: whether it is about one stage.
-        needs: what else must be given.
-        takes: what else may be given.
-    """
-
-    name: str
-    do: Callable[..., None]
-    help: str
-    of_stage: bool = False
-    needs: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
-
-
-VERBS = (
-    Verb("pause", WorkflowRun.pause, "Pause a workflow.\n\nWhat runs finishes, nothing more starts."),
-    Verb("resume", WorkflowRun.resume, "Let a paused workflow go on."),
-    Verb(
-        "cancel",
+#: Name on the command line and in the HTTP API -> the method, and what it does: a sentence for a list of verbs, then more.
+VERBS: Mapping[str, tuple[Callable[..., None], str]] = {
+    "pause": (WorkflowRun.pause, "Pause a workflow. What runs finishes, nothing more starts."),
+    "resume": (WorkflowRun.resume, "Let a paused workflow go on."),
+    "cancel": (
         WorkflowRun.cancel,
-        "Cancel a workflow.\n\nWhat runs is asked to stop, nothing more starts.",
-        takes=("reason", "force"),
+        "Cancel a workflow. Tasks that run are asked to stop, nothing more starts.",
     ),
-    Verb(
-        "cancel-stage",
-        WorkflowRun.cancel_stage,
-        "Cancel one stage; its branch ends with it.",
-        of_stage=True,
-        takes=("reason",),
-    ),
-    Verb(
-        "skip",
-        WorkflowRun.skip_stage,
-        "End a stage as SKIPPED; what comes after it goes on.",
-        of_stage=True,
-        takes=("reason",),
-    ),
-    Verb(
-        "restart",
+    "cancel-stage": (WorkflowRun.cancel_stage, "Cancel one stage; its branch ends with it."),
+    "skip": (WorkflowRun.skip_stage, "End a stage as SKIPPED; what comes after it goes on."),
+    "restart": (
         WorkflowRun.restart_stage,
         "Run a stage that has ended again, and everything after it.",
-        of_stage=True,
     ),
-    Verb(
-        "signal",
+    "signal": (
         WorkflowRun.signal,
-        "Send a signal to a stage that waits for one.\n\nIt is kept for a stage that does not wait yet.",
-        of_stage=True,
-        needs=("name",),
-        takes=("data", "persistent"),
+        "Send a signal to a stage that waits for one. It is kept if the stage does not wait yet.",
     ),
-    Verb("approve", WorkflowRun.approve, "Let an approval stage succeed.", of_stage=True, takes=("data",)),
-    Verb("reject", WorkflowRun.reject, "Let an approval stage fail.", of_stage=True, takes=("data",)),
-)
+    "approve": (WorkflowRun.approve, "Let an approval stage succeed."),
+    "reject": (WorkflowRun.reject, "Let an approval stage fail."),
+}
 
 
 def stage_errors(workflow: Workflow) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from tornado.routing import URLSpec
@@ -23,32 +24,37 @@ from stabilize_celery.contrib.flower.api import (
 from stabilize_celery.contrib.flower.openapi import Accepted, LetterAccepted, describe
 from stabilize_celery.contrib.flower.views import StaticFiles, WaitingView, WorkflowsView, WorkflowView
 from stabilize_celery.persistence import reports
-from stabilize_celery.run import VERBS, Verb
+from stabilize_celery.run import VERBS
 
 _SEARCH: Schema = {"type": "string", "description": "part of a name, beginning or end of an id"}
+#: Parameter of a verb's method -> the schema of its value in a body.
+_BODY = {"ref_id": TEXT, "name": TEXT, "data": OBJECT, "persistent": FLAG, "force": FLAG, "reason": TEXT}
 _FILTER = {"application": TEXT, "name": TEXT, "status": STATUS, "search": _SEARCH}
 
 
-#: What verbs need and take, in a body.
-_GIVEN = {"name": TEXT, "data": OBJECT, "reason": TEXT, "force": FLAG, "persistent": FLAG}
-
-
-def _control(verb: Verb) -> Route:
-    needs = (*(("stage_id",) if verb.of_stage else ()), *verb.needs)
-    body = {"stage_id": TEXT} if verb.of_stage else {}
-    body |= {name: _GIVEN[name] for name in (*verb.needs, *verb.takes)}
+def _control(verb: str) -> Route:
+    """A verb of the workflow's run; the body has what its method takes, and names the stage by its id."""
+    method, summary = VERBS[verb]
+    takes = {name: given for name, given in signature(method).parameters.items() if name in _BODY}
+    keys = {name: "stage_id" if name == "ref_id" else name for name in takes}
 
     def call(request: Request) -> Any:
-        workflow_id, given = request.ids["workflow_id"], dict(request.body)
-        stage: tuple[str, ...] = ()
-        if verb.of_stage:
-            # Stages are named by id here, and by ref_id there.
-            stage = (reports.ref_id_of(request.engine.store, workflow_id, given.pop("stage_id")),)
-        verb.do(request.engine.get(workflow_id), *stage, user=request.user, **given)
-        return {"accepted": verb.name, "workflow_id": workflow_id}
+        workflow_id = request.ids["workflow_id"]
+        given = {name: request.body[key] for name, key in keys.items() if key in request.body}
+        if "ref_id" in given:
+            given["ref_id"] = reports.ref_id_of(request.engine.store, workflow_id, given["ref_id"])
+        method(request.engine.get(workflow_id), user=request.user, **given)
+        return {"accepted": verb, "workflow_id": workflow_id}
 
-    path, summary = "/{workflow_id}/" + verb.name, verb.help.replace("\n\n", " ")
-    return Route("POST", path, summary, Accepted, call, body=body, required=needs)
+    return Route(
+        "POST",
+        "/{workflow_id}/" + verb,
+        summary,
+        Accepted,
+        call,
+        body={key: _BODY[name] for name, key in keys.items()},
+        required=tuple(keys[name] for name, given in takes.items() if given.default is given.empty),
+    )
 
 
 def _letter(path: str, method: str, summary: str) -> Route:

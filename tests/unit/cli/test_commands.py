@@ -6,14 +6,16 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+import click
 import pytest
 
+from stabilize_celery.cli import main
 from stabilize_celery.engine import Stabilize
 from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence import schema
-from stabilize_celery.run import WorkflowRun
+from stabilize_celery.run import VERBS, WorkflowRun
 from tests.unit.cli.conftest import MAKE, refusal
 
 
@@ -221,6 +223,11 @@ def test_cancel_a_stage(answer, waiting: WorkflowRun, engine: Stabilize) -> None
     engine.processor.drain(30)
     stages = {stage["ref_id"]: stage["status"] for stage in answer("show", waiting.id)["stages"]}
     assert stages["ask"] == "CANCELED"
+
+
+def test_every_verb_of_a_run_is_a_command() -> None:
+    listed = main.list_commands(click.Context(main))
+    assert [name for name in listed if name in VERBS] == list(VERBS)
 
 
 @pytest.mark.parametrize(("verb", "status"), [("approve", "SUCCEEDED"), ("reject", "TERMINAL")])

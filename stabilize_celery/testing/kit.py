@@ -195,7 +195,7 @@ class StabilizeForTests(Stabilize):
             returns: what each call gives: what a task may return, or a function that makes it from what the stage sees.
             raises: what each call raises instead; a ``TransientError`` is a retry.
             results: what the calls give or raise, one after the other; a call too many fails.
-            new: the type is one that nobody has registered here.
+            new: the type is not registered here.
 
         Returns:
             The stand-in, which remembers its calls.

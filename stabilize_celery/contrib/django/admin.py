@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from celery import current_app
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import QuerySet
+from django.db.models import QuerySet, TextField
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
@@ -35,12 +36,16 @@ def _keys() -> tuple[str, ...]:
         return DEFAULT_KEYS
 
 
-def _json_field(name: str) -> Any:
-    """A method for an admin that shows a JSON column, laid out and without secrets."""
+@cache
+def _shown(name: str) -> Any:
+    """A field of an admin that shows a column of text or JSON without secrets."""
 
     @admin.display(description=name.replace("_", " "))
-    def show(_admin: Any, obj: Any) -> str:
-        laid_out = json.dumps(redact(getattr(obj, name), _keys()), indent=2, ensure_ascii=False)
+    def show(obj: Any) -> str:
+        value = redact(getattr(obj, name), _keys())
+        if value is None or isinstance(value, str):
+            return value or ""
+        laid_out = json.dumps(value, indent=2, ensure_ascii=False)
         return str(format_html('<pre style="white-space: pre-wrap; margin: 0">{}</pre>', laid_out))
 
     return show
@@ -82,6 +87,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     show_full_result_count = False
     list_per_page = 50
+    #: Shown first: what is not a column.
+    first: tuple[str, ...] = ()
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -91,6 +98,17 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        """Every column, and the history."""
+        columns = [
+            _shown(field.name) if isinstance(field, Json | TextField) else field.name
+            for field in self.model._meta.fields
+        ]
+        return [*self.first, *columns, "shown_history"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        return self.get_fields(request, obj)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         # Looking through many workflows must not read the data of each.
@@ -115,25 +133,7 @@ class WorkflowAdmin(ReadOnlyAdmin):
     list_display = ("id", "application", "name", "status", "created_at", "took")
     list_filter = ("status", "application", "created_at")
     search_fields = ("=id", "name", "=dedup_key")
-    fields = (
-        "id",
-        "application",
-        "name",
-        "status",
-        ("created_at", "start_time", "end_time"),
-        "stages",
-        "sub_workflows",
-        "dedup_key",
-        "pipeline_config_id",
-        "canceled",
-        "parent_workflow",
-        "shown_context",
-        "shown_trigger",
-        "dead_letters",
-        "shown_history",
-    )
-    shown_context = _json_field("context")
-    shown_trigger = _json_field("trigger")
+    first = ("stages", "sub_workflows", "dead_letters")
 
     @admin.display(description="duration")
     def took(self, workflow: Any) -> str:
@@ -141,14 +141,6 @@ class WorkflowAdmin(ReadOnlyAdmin):
         if workflow.start_time is None or workflow.end_time is None:
             return ""
         return f"{(workflow.end_time - workflow.start_time).total_seconds():.1f} s"
-
-    @admin.display(description="canceled")
-    def canceled(self, workflow: Any) -> str:
-        """By whom and why."""
-        if not workflow.is_canceled:
-            return "no"
-        text = f"by {workflow.canceled_by or 'an unknown user'}: {workflow.cancellation_reason or ''}"
-        return redact_text(text, _keys())
 
     @admin.display(description="stages")
     def stages(self, workflow: Any) -> str:
@@ -177,24 +169,7 @@ class StageAdmin(ReadOnlyAdmin):
     list_filter = ("status", "type")
     search_fields = ("=id", "=workflow__id", "ref_id", "name")
     ordering = ("-id",)
-    fields = (
-        "workflow_link",
-        "ref_id",
-        "name",
-        "type",
-        "status",
-        "generation",
-        ("start_time", "end_time"),
-        "phase",
-        "parent_stage",
-        "shown_context",
-        "shown_outputs",
-        "shown_tasks",
-        "shown_history",
-    )
-    shown_context = _json_field("context")
-    shown_outputs = _json_field("outputs")
-    shown_tasks = _json_field("tasks")
+    first = ("workflow_link",)
 
     @admin.display(description="workflow", ordering="workflow_id")
     def workflow_link(self, stage: Any) -> str:

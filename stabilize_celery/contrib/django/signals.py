@@ -14,18 +14,18 @@ from stabilize_celery.observe import Transition
 #: :class:`~stabilize_celery.contrib.django.models.Workflow`.
 #:
 #: It is sent in the process that commits the end, a worker as a rule, right after that commit, at most once: if the
-#: process dies in between, nobody sends it.  A workflow that is restarted and ends again sends it again.  What must
+#: process dies in between, it is not sent.  A workflow that is restarted and ends again sends it again.  What must
 #: happen belongs into a last stage instead.
 workflow_ended = Signal()
 
 
 def send_workflow_ended(transitions: Sequence[Transition]) -> None:
-    """An observer: receivers that fail are logged by Django and keep nobody from going on."""
+    """An observer: receivers that fail are logged by Django and stop nothing else."""
     for transition in transitions:
         if transition.ends_workflow and workflow_ended.receivers:
             from stabilize_celery.contrib.django.models import Workflow
 
-            # As around a request: this may be a thread that nobody else closes connections for.
+            # As around a request: this may be a thread whose connections are closed by nothing else.
             close_old_connections()
             workflow_ended.send_robust(
                 sender=Workflow,

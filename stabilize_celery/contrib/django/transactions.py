@@ -76,7 +76,7 @@ class _DjangoTransaction:
                 yield _DjangoExecutor(self._wrapper)
         except exc.DBAPIError as error:
             if isinstance(error.__cause__, Error):
-                # Whoever works with Django expects its errors.
+                # Code that works with Django expects its errors.
                 raise error.__cause__ from error.orig
             raise
 
@@ -166,7 +166,7 @@ def _is_database_of(wrapper: Any, store: BaseStore) -> bool:
         with store.database.autocommit() as connection:
             ours_identity = tuple(connection.exec_driver_sql(_IDENTITY).one())
         if None in theirs or None in ours_identity:
-            # Without the tables nothing can be told for good; the start itself will say what is missing.
+            # Without the tables the answer may change; the start itself will say what is missing.
             return theirs[:2] == ours_identity[:2]
         known[place] = theirs == ours_identity
     return known[place]

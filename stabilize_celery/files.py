@@ -21,7 +21,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from stabilize_celery.errors import CircularDependencyError, InvalidWorkflowError, WorkflowFileError
+from stabilize_celery.errors import (
+    CircularDependencyError,
+    InvalidWorkflowError,
+    WorkflowFileError,
+    storable_text,
+)
 from stabilize_celery.file_form import StageForm, WorkflowForm, described, shown_path, workflow_schema
 from stabilize_celery.json_values import dumps_json, json_fault
 from stabilize_celery.models.stage import StageExecution
@@ -208,7 +213,8 @@ def _given(**values: Any) -> dict[str, Any]:
 def _error(path: Path, problem: str, place: tuple[int, int] | None = None) -> WorkflowFileError:
     """``file:line:column: problem``, the form that editors jump to."""
     where = str(path) if place is None else f"{path}:{place[0]}:{place[1]}"
-    return WorkflowFileError(f"{where}: {problem}")
+    # What the file says may be no text that can be printed.
+    return WorkflowFileError(storable_text(f"{where}: {problem}"))
 
 
 def _place(text: str | None, loc: Sequence[str | int], *, of_key: bool = False) -> tuple[int, int] | None:

@@ -162,5 +162,7 @@ def test_what_is_no_file(tmp_path) -> None:
         ("flow.toml", r"a workflow file ends in \.py, \.yaml, \.yml or \.json"),
         ("flow", r"a workflow file ends in"),
     ):
-        with pytest.raises(WorkflowFileError, match=re.escape(name) + ": (" + message + ")"):
+        with pytest.raises(
+            WorkflowFileError, match=re.escape(name.replace("\0", "\ufffd")) + ": (" + message + ")"
+        ):
             load_workflow(str(tmp_path / name))

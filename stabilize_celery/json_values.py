@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -117,10 +117,17 @@ def _has_text_keys_and_depth(value: Any) -> bool:
     """json.dumps would turn a number used as a key into text without saying so."""
     level = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(MAX_DEPTH):
-        inside = [each.values() if isinstance(each, dict) else each for each in level]
-        if any(not isinstance(key, str) for each in level if isinstance(each, dict) for key in each):
-            return False
-        level = [child for children in inside for child in children if isinstance(child, _CONTAINERS)]
+        if not level:
+            return True
+        below: list[Any] = []
+        for container in level:
+            children: Iterable[Any] = container
+            if isinstance(container, dict):
+                if not all(isinstance(key, str) for key in container):
+                    return False
+                children = container.values()
+            below.extend(child for child in children if isinstance(child, _CONTAINERS))
+        level = below
     return not level
 
 

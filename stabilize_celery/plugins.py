@@ -24,7 +24,7 @@ from stabilize_celery.settings import Settings
 
 logger = logging.getLogger(__name__)
 GROUP = "stabilize_celery.plugins"
-#: Functions that commands of the command line call, under the name of the command; loaded when it is called.
+#: Commands of the command line: a ``click.Command``, or what the command of that name calls; loaded when it is called.
 COMMANDS = "stabilize_celery.commands"
 #: Settings that have no effect without a plugin.
 _NEEDED_BY = {"metrics_port": "prometheus", "tracing": "opentelemetry", "send_events": "events"}

@@ -6,6 +6,7 @@ Celery imports this module for each of its own commands, so what a command needs
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 import click
@@ -32,11 +33,13 @@ _COMMANDS = {name: module for module, names in _MODULES.items() for name in name
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        """The commands of this package, then those that other distributions offer by entry points."""
+        offered = {entry.name for entry in entry_points(group="stabilize_celery.commands")}
+        return [*_COMMANDS, *sorted(offered - _COMMANDS.keys())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            return None
+            return _offered(cmd_name) if cmd_name in self.list_commands(ctx) else None
         module = import_module(f"stabilize_celery.cli.{_COMMANDS[cmd_name]}")
         command: click.Command | None = module.commands.get_command(ctx, cmd_name)
         return command
@@ -44,11 +47,25 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
             from stabilize_celery.suggestions import did_you_mean
 
-            ctx.fail(f"there is no command {args[0]!r}{did_you_mean(args[0], _COMMANDS)}")
+            ctx.fail(f"there is no command {args[0]!r}{did_you_mean(args[0], known)}")
         return super().resolve_command(ctx, args)
+
+
+def _offered(name: str) -> click.Command:
+    from stabilize_celery.errors import ConfigurationError
+    from stabilize_celery.plugins import command
+
+    try:
+        found = command(name)
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+    if not isinstance(found, click.Command):
+        raise click.ClickException(f"the command {name} is a {type(found).__name__}, and no click.Command")
+    return found
 
 
 @click.group(cls=_Commands, no_args_is_help=True)

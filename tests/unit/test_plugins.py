@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from stabilize_celery import Stabilize, StageExecution, TransientError, Workflow, plugins
+from stabilize_celery import Stabilize, StageExecution, TransientError, Workflow, cli, plugins
 from stabilize_celery.errors import ConfigurationError
 from stabilize_celery.plugins import Plugin
 from stabilize_celery.settings import Settings
@@ -159,6 +162,32 @@ def test_a_setting_without_its_plugin_is_refused(
     offered[name] = "shop.gone:Plugin"
     with pytest.raises(ConfigurationError, match=rf"'{name}', which cannot be loaded from shop.gone:Plugin"):
         Stabilize.embedded(**{setting: value})
+
+
+def test_a_command_of_another_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command("page", help="Page someone.")
+    def page() -> None:
+        click.echo("paged")
+
+    monkeypatch.setattr(sys.modules[__name__], "page", page, raising=False)
+    values = {"page": f"{__name__}:page", "gone": "shop.gone:command", "doctor": f"{__name__}:page"}
+
+    def entry_points(*, group: str, name: str | None = None) -> list[EntryPoint]:
+        found = [EntryPoint(each, value, group) for each, value in values.items()]
+        return [each for each in found if name in (None, each.name)]
+
+    monkeypatch.setattr(plugins, "entry_points", entry_points)
+    monkeypatch.setattr(cli, "entry_points", entry_points)
+    assert CliRunner().invoke(cli.main, ["page"]).output == "paged\n"
+    gone = CliRunner().invoke(cli.main, ["gone"])
+    assert (gone.exit_code, "the command gone cannot be loaded from shop.gone:command" in gone.output) == (
+        1,
+        True,
+    )
+    assert "did you mean 'page'" in CliRunner().invoke(cli.main, ["pages"]).output
+    del values["gone"]
+    assert "Page someone." in CliRunner().invoke(cli.main, ["--help"]).output
+    assert "Check broker" in CliRunner().invoke(cli.main, ["doctor", "--help"]).output
 
 
 def test_every_plugin_of_the_project_can_be_loaded() -> None:

@@ -36,4 +36,15 @@ CHANGES = [
         ".order_by(signals.c.at.desc(), signals.c.id.desc())",
         ("tests/unit/test_stale_messages.py::test_a_signal_sent_in_two_is_taken_in_order",),
     ),
+    Change(
+        "a claim that another one has replaced is given back",
+        "A worker that froze takes a task from the worker that has it now, and it runs twice.",
+        "return and_(messages.c.id == message_id, free if token is None else messages.c.claims == token)",
+        "return and_(messages.c.id == message_id)",
+        (
+            "tests/unit/test_fencing.py::test_a_claim_that_cannot_be_read_is_given_back_by_its_own_worker_alone",
+            "tests/unit/test_fencing.py::test_a_type_of_a_newer_release_is_not_taken_from_its_worker",
+            "tests/unit/test_fencing.py::test_a_result_that_cannot_be_recorded_is_not_held_against_another_worker",
+        ),
+    ),
 ]

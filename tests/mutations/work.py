@@ -13,4 +13,26 @@ CHANGES = [
         ("tests/unit/test_stale_messages.py::test_a_task_of_an_earlier_pass_is_not_called",),
         inside="judge",
     ),
+    Change(
+        "the audit overlooks the time limit of a stage",
+        "A stage whose timer is lost waits for ever, and the audit is clean.",
+        "if end is not None and message.type not in sent:",
+        'if end is not None and message.type not in sent | {"ExpireStage"}:',
+        ("tests/integration/recovery/test_repairs.py::test_a_message_that_is_lost_is_made_anew",),
+        served=True,
+    ),
+    Change(
+        "the end of a command's output is read twice",
+        "A command that leaves a child behind fails now and then with KeyError.",
+        """
+        for _ in range(_PIPE_CHUNKS):
+            if not self._read(stream):
+                break
+        """,
+        """
+        for _ in range(_PIPE_CHUNKS):
+            self._read(stream)
+        """,
+        ("tests/unit/tasks/test_processes.py::test_what_is_left_may_be_dead_before_its_output_is_looked_at",),
+    ),
 ]

@@ -122,22 +122,17 @@ class Net:
 
 
 def _comparable(result: Result, other: Result) -> tuple[Any, ...]:
-    workflows, signals, bodies, _ = result.outcome
-    if not any(each[1] == "TERMINAL" and _ends_at_once(each) for each in workflows):
-        return workflows, signals, bodies
-    open_in_one = {
-        name
-        for each in (result, other)
-        for workflow in each.outcome[0]
-        for name, status, *_ in workflow[-1]
-        if status in _CUT_OFF
-    }
-    ended = [(s[0], s[1]) for workflow in workflows for s in workflow[-1] if s[0] not in open_in_one]
-    return tuple(each[:3] for each in workflows), ended
+    (workflow,), signals, bodies, _ = result.outcome
+    mine, others = _ended(result), _ended(other)
+    if "TERMINAL" not in {*mine.values(), *others.values()}:
+        return workflow, signals, bodies
+    # Stages that never came to their own end, or were never planned, in one of them do not count.
+    return workflow[:3], {name: status for name, status in mine.items() if name in others}
 
 
-def _ends_at_once(workflow: tuple[Any, ...]) -> bool:
-    return any(status == "TERMINAL" for _, status, *_ in workflow[-1])
+def _ended(result: Result) -> dict[str, str]:
+    (workflow,), *_ = result.outcome
+    return {name: status for name, status, *_ in workflow[-1] if status not in _CUT_OFF}
 
 
 def _told(workflow: Workflow) -> str:

@@ -193,6 +193,21 @@ class HistoryPage(Form):
     next: str | None
 
 
+class Accepted(Form):
+    """The answer to a control: its handler will carry it out."""
+
+    accepted: str
+    workflow_id: Id
+
+
+class LetterAccepted(Form):
+    """The answer to an action on a dead letter."""
+
+    accepted: str
+    letter_id: Id
+    done: str | None
+
+
 def _page(key: str, found: list[Any], limit: int) -> dict[str, Any]:
     """A page of at most ``limit`` entries, of which one more was looked for."""
     last = found[limit - 1] if len(found) > limit else None

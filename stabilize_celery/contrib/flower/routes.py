@@ -19,9 +19,9 @@ from stabilize_celery.contrib.flower.api import (
     Request,
     Route,
     Schema,
+    describe,
     limit,
 )
-from stabilize_celery.contrib.flower.openapi import Accepted, LetterAccepted, describe
 from stabilize_celery.contrib.flower.views import StaticFiles, WaitingView, WorkflowsView, WorkflowView
 from stabilize_celery.persistence import reports
 from stabilize_celery.run import VERBS
@@ -50,7 +50,7 @@ def _control(verb: str) -> Route:
         "POST",
         "/{workflow_id}/" + verb,
         summary,
-        Accepted,
+        data.Accepted,
         call,
         body={key: _BODY[name] for name, key in keys.items()},
         required=tuple(keys[name] for name, given in takes.items() if given.default is given.empty),
@@ -63,7 +63,7 @@ def _letter(path: str, method: str, summary: str) -> Route:
         done = getattr(request.engine, method)(letter_id, user=request.user)
         return {"accepted": path, "letter_id": letter_id, "done": done}
 
-    return Route("POST", "/dead-letters/{letter_id}/" + path, summary, LetterAccepted, call)
+    return Route("POST", "/dead-letters/{letter_id}/" + path, summary, data.LetterAccepted, call)
 
 
 API: list[Route] = [

@@ -11,7 +11,7 @@ from openapi_spec_validator import validate
 from sqlalchemy import insert
 
 from stabilize_celery import StageExecution
-from stabilize_celery.contrib.flower.openapi import describe
+from stabilize_celery.contrib.flower.api import describe
 from stabilize_celery.contrib.flower.routes import API, ROUTES
 from stabilize_celery.persistence.tables import dead_letters
 from tests.contrib.flower.deployment import Shop

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 #: The longest delay or timeout: a hundred years; later than that, no date can be trusted to exist.
@@ -57,9 +58,10 @@ _STEP = 0.25
 _FRESH = 60.0
 
 
-def _steady() -> float:
-    """Seconds that no one sets; they go on while the machine sleeps where the system can tell."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+#: Seconds that no one sets; they go on while the machine sleeps where the system can tell.
+_steady: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 
 
 class Clock:
@@ -98,7 +100,7 @@ class Clock:
 
     def now(self) -> datetime:
         """The current time, timezone-aware."""
-        return self.reading() + self._offset
+        return self._origin + self._offset + timedelta(seconds=_steady() - self._begun)
 
     def latest(self) -> datetime:
         """What is due by then may be handled: other machines may be a little ahead."""

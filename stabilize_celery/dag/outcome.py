@@ -22,6 +22,8 @@ class Child:
 
 def phase_statuses(children: Sequence[Child], phase: Phase) -> list[S]:
     """The statuses of the children of one phase; stranded ones do not count."""
+    if not children:
+        return []
     return [child.status for child in children if child.phase is phase and not child.stranded]
 
 

@@ -297,7 +297,10 @@ class StageExecution:
 
     def task_by_id(self, task_id: str) -> TaskExecution | None:
         """The task of that id, or ``None``."""
-        return next((task for task in self.tasks if task.id == task_id), None)
+        for task in self.tasks:
+            if task.id == task_id:
+                return task
+        return None
 
     def first_task(self) -> TaskExecution | None:
         """The task it starts with."""

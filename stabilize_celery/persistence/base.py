@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 from stabilize_celery.clock import Clock
@@ -34,15 +35,10 @@ class BaseStore:
         )
         self.queries = message_queries.Queries(self.database.is_postgresql)
         self.url = url
-
-    @property
-    def clock(self) -> Clock:
-        """Where times come from."""
-        return self.database.clock
-
-    def now(self) -> datetime:
-        """The current time."""
-        return self.clock.now()
+        #: Where times come from.
+        self.clock = self.database.clock
+        #: The current time.
+        self.now: Callable[[], datetime] = self.clock.now
 
     def create_tables(self) -> None:
         """Make the tables if they do not exist."""

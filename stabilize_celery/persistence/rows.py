@@ -81,7 +81,8 @@ def stage_column(stage: StageExecution, name: str) -> Any:
 
 def stage_row(stage: StageExecution, workflow_id: str, position: int) -> dict[str, Any]:
     """A whole row for a new stage."""
-    row = {name: stage_column(stage, name) for name in STAGE_COLUMNS}
+    row = {name: getattr(stage, name) for name in STAGE_COLUMNS}
+    row["tasks"] = [task_to_json(task) for task in stage.tasks]
     row["workflow_id"] = workflow_id
     row["position"] = position
     row["topo"] = stage.rank[-2] if len(stage.rank) > 1 else 0

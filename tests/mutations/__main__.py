@@ -7,13 +7,17 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TypeVar
 
-from tests.mutations.bench import Bench, Verdict
+from tests.mutations.bench import Bench
 from tests.mutations.change import Change
 from tests.mutations.changes import CHANGES, drawn
+
+T = TypeVar("T")
 
 
 def main() -> int:
@@ -45,31 +49,29 @@ def _run(changes: list[Change], folder: Path, jobs: int) -> int:
     for number in range(jobs):
         benches.put(Bench(folder / str(number)))
 
-    def judge(change: Change) -> Verdict:
+    def borrowed(use: Callable[[Bench], T]) -> T:
         bench = benches.get()
         try:
-            return bench.judge(change)
-        finally:
-            benches.put(bench)
-
-    def pass_unchanged(some: list[Change]) -> None:
-        bench = benches.get()
-        try:
-            bench.pass_unchanged(some)
+            return use(bench)
         finally:
             benches.put(bench)
 
     failed = 0
     with ThreadPoolExecutor(jobs) as pool:
-        # A killer that fails anyway kills nothing.
-        for _ in pool.map(pass_unchanged, [changes[number::jobs] for number in range(jobs)]):
-            pass
-        pending = {pool.submit(judge, change): change for change in changes}
+        halves = [changes[number::jobs] for number in range(jobs)]
+        unfit = pool.map(lambda half: borrowed(lambda bench: bench.fails_unchanged(half)), halves)
+        useless = set().union(*unfit)
+        for killer in sorted(useless):
+            print(f"USELESS   {killer} fails without any change", flush=True)
+        pending = {
+            pool.submit(borrowed, lambda bench, c=change: bench.judge(c)): change for change in changes
+        }
         for done in as_completed(pending):
+            change = pending[done]
             try:
-                told, bad = str(done.result()), bool(done.result().survived)
+                told, bad = str(done.result()), bool(done.result().survived or useless & {*change.killers})
             except Exception as error:
-                told, bad = f"ERROR     {pending[done].name}: {type(error).__name__}: {error}", True
+                told, bad = f"ERROR     {change.name}: {type(error).__name__}: {error}", True
             failed += bad
             print(told, flush=True)
     return failed

@@ -44,6 +44,13 @@ CHANGES = [
         inside="_arrive",
     ),
     Change(
+        "the branches that a join swallows still count",
+        "A workflow with a join never ends.",
+        "_account(unit, stage.execution, len(waiting) - 1 - swallowed)",
+        "_account(unit, stage.execution, len(waiting) - 1)",
+        ("tests/unit/test_controls_kept.py::test_a_workflow_ends_with_its_join",),
+    ),
+    Change(
         "a fan-out counts one branch too few",
         "A workflow is SUCCEEDED while a branch still runs.",
         "unit.add_branches(workflow, balance)",
@@ -99,6 +106,14 @@ CHANGES = [
         ("tests/unit/test_nesting.py::TestLimitOfAMap::test_a_failure_stops_those_that_wait",),
     ),
     Change(
+        "failures that were dealt with are not remembered",
+        "A restart of one stage is cut short by the earlier failure of another.",
+        "unit.change(stage, released=True)",
+        "unit.change(stage, released=False)",
+        ("tests/conformance/test_repairs.py::test_a_later_failure_ends_it_at_once",),
+        inside="accept_failures",
+    ),
+    Change(
         "paused time counts as running time",
         "A task times out because its workflow was paused.",
         "paused_seconds=task.paused_seconds + paused,",
@@ -107,12 +122,38 @@ CHANGES = [
         inside="wake_paused",
     ),
     Change(
+        "a canceled workflow leaves its sub-workflows running",
+        "Inner workflows go on after the outer one was canceled.",
+        "for child in unit.inner_workflows(stage) if active_tasks(stage) else ():",
+        "for child in ():",
+        ("tests/unit/test_nesting.py::TestSubWorkflow::test_what_ends_the_stage_cancels_the_child",),
+        inside="abandon_work",
+    ),
+    Change(
+        "on-failure stages do not run",
+        "What cleans up after a failure is never done.",
+        "if failed and status is not S.CANCELED:",
+        "if failed and status is S.CANCELED:",
+        (
+            "tests/conformance/test_synthetic_stages.py::test_a_task_that_fails_runs_the_rollback_and_not_the_after_stages",
+        ),
+        inside="CompleteStageHandler",
+    ),
+    Change(
         "a stage ends before its on-failure stages",
         "The workflow goes on while the failure is still being cleaned up.",
         "elif not phase_ended(children, Phase.ON_FAILURE):",
         "elif phase_ended(children, Phase.ON_FAILURE):",
         ("tests/conformance/test_synthetic_stages.py::test_a_failure_deep_inside_reaches_the_workflow",),
         inside="CompleteStageHandler",
+    ),
+    Change(
+        "outputs are not handed on",
+        "Stages downstream do not see what a stage produced.",
+        "seen = exported_sources(stage)",
+        "seen = stage.sources",
+        ("tests/conformance/test_failure_policies.py::test_what_the_first_of_two_tasks_returns",),
+        inside="finish_stage",
     ),
     Change(
         "what a failure canceled is not remembered",
@@ -124,12 +165,26 @@ CHANGES = [
         ),
     ),
     Change(
+        "completeOtherBranchesThenFail is ignored",
+        "A workflow is SUCCEEDED although a stage asked to fail it in the end.",
+        "workflow_outcome(statuses, fail_at_end=_fails_at_end(whole))",
+        "workflow_outcome(statuses)",
+        ("tests/conformance/test_failure_policies.py::test_other_branches_go_on_when_one_is_stopped",),
+    ),
+    Change(
         "a failed synthetic stage does not stop its siblings",
         "Steps go on for a stage that has failed.",
         "if any(child.status.is_halt for child in children):",
         "if all(child.status.is_halt for child in children):",
         ("tests/conformance/test_nesting.py::test_a_failed_item_fails_the_stage",),
         inside="ContinueParentStageHandler",
+    ),
+    Change(
+        "a stage does not see the outputs of its before-stages",
+        "The task of a stage misses what was prepared for it.",
+        "seen = merge_sources([parent.sources, *(child.sources for child in children)])",
+        "seen = merge_sources([parent.sources])",
+        ("tests/unit/test_run_handle.py::test_get_gives_no_outputs_of_synthetic_stages",),
     ),
     Change(
         "tasks run after a stranded before-stage",
@@ -139,6 +194,13 @@ CHANGES = [
         (
             "tests/conformance/test_synthetic_stages.py::test_a_before_stage_that_continues_strands_the_one_chained_to_it",
         ),
+    ),
+    Change(
+        "the timer of an earlier suspension counts",
+        "A stage that waits again is timed out by the timer of its first wait.",
+        "if task.status is not S.SUSPENDED or task.suspensions != message.suspension:",
+        "if task.status is not S.SUSPENDED:",
+        ("tests/conformance/test_control.py::test_the_time_limit_of_one_suspension_is_not_that_of_the_next",),
     ),
     Change(
         "a suspension expires while the workflow is paused",
@@ -156,11 +218,25 @@ CHANGES = [
         ("tests/conformance/test_time_limits.py::test_time_in_a_pause_is_not_counted",),
     ),
     Change(
+        "one jump too many is allowed",
+        "A loop goes on after the number of jumps it may make.",
+        "elif len(history) >= most:",
+        "elif len(history) > most:",
+        ("tests/conformance/test_dynamic_routing.py::test_the_limit_is_that_of_the_execution",),
+    ),
+    Change(
         "the target of a jump waits for its requirements",
         "A jump forward over the other branch of a join never arrives.",
         "unit.change(target, released=True)",
         "unit.change(target, released=False)",
         ("tests/conformance/test_dynamic_routing.py::test_a_jump_into_a_join_whose_other_branch_still_runs",),
+    ),
+    Change(
+        "stages that a jump passes over still run",
+        "A jump forward runs what it should have left out.",
+        "if ref in passed:",
+        "if ref in passed and ref in reset:",
+        ("tests/conformance/test_dynamic_routing.py::test_a_jump_forward_passes_over_what_lies_between",),
     ),
     Change(
         "a jump keeps the synthetic stages of the last pass",
@@ -169,6 +245,13 @@ CHANGES = [
         "reset_stage(unit, stage, reason)",
         ("tests/conformance/test_dynamic_routing.py::test_before_stages_run_once_in_each_pass",),
         inside="JumpToStageHandler._jump",
+    ),
+    Change(
+        "the context of a jump is lost",
+        "The target of a jump does not see what it was given.",
+        "{**message.jump_context, **message.jump_outputs, **seen}",
+        "{**message.jump_outputs, **seen}",
+        ("tests/conformance/test_dynamic_routing.py::test_a_jump_forward_passes_over_what_lies_between",),
     ),
     Change(
         "a refused jump follows the failure policy",
@@ -184,5 +267,49 @@ CHANGES = [
         "unit.drop_timers(stage.execution, stage)",
         ("tests/unit/test_stale_messages.py::test_a_signal_kept_for_one_pass_does_not_wake_the_next",),
         inside="reset_stage",
+    ),
+    Change(
+        "what waits in a blocked join still counts",
+        "A workflow with a stopped branch before a join never ends.",
+        "ended = 1 + sum(",
+        "ended = 1 + 0 * sum(",
+        ("tests/unit/test_controls_kept.py::test_a_stopped_branch_before_a_join_leaves_nothing_to_wait_for",),
+        inside="_halt_branch",
+    ),
+    Change(
+        "a wide fan-out loses one stage of each batch",
+        "A stage of a wide fan-out never starts.",
+        "for stage in stages[batch:]]",
+        "for stage in stages[batch + 1 :]]",
+        ("tests/unit/test_controls_kept.py::test_every_stage_of_a_wide_fan_out_runs",),
+        inside="start_all",
+    ),
+    Change(
+        "an open failure is forgotten when the workflow is rewired",
+        "A failure that came while the workflow was paused never ends it.",
+        "failed = any(stage.ends_workflow for stage in workflow.top_level_stages())",
+        "failed = False",
+        (
+            "tests/unit/test_controls_kept.py::test_a_failure_while_paused_ends_the_workflow_when_it_is_resumed",
+        ),
+        inside="resume_progress",
+    ),
+    Change(
+        "timers outlive their stage",
+        "Rows of time limits stay behind until they fall due, days later.",
+        "clear_timers(unit, stage)",
+        "clear_timers(unit, stage) if stage.status is S.SKIPPED else None",
+        ("tests/unit/test_controls_kept.py::test_an_ended_stage_leaves_no_timer",),
+        inside="finish_stage",
+    ),
+    Change(
+        "a failure leaves suspended stages as they are",
+        "A stage of a failed workflow waits for a signal for ever.",
+        "if not stage.status.is_complete and stage.status is not S.NOT_STARTED:",
+        "if stage.status is S.RUNNING:",
+        (
+            "tests/unit/test_controls_kept.py::test_a_failure_while_paused_ends_the_workflow_when_it_is_resumed",
+        ),
+        inside="CompleteWorkflowHandler._fail",
     ),
 ]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from random import Random
 
-from tests.mutations import branches, controls, storage, tasks, work
+from tests.mutations import branches, controls, interleaved, rules, storage, tasks, work
 from tests.mutations.change import Change
 
 CHANGES: list[Change] = [
     *branches.CHANGES,
     *controls.CHANGES,
     *tasks.CHANGES,
+    *rules.CHANGES,
     *storage.CHANGES,
     *work.CHANGES,
+    *interleaved.CHANGES,
 ]
 
 

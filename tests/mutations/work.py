@@ -35,4 +35,19 @@ CHANGES = [
         """,
         ("tests/unit/tasks/test_processes.py::test_what_is_left_may_be_dead_before_its_output_is_looked_at",),
     ),
+    Change(
+        "a canceled body is not interrupted",
+        "A task does not hear that it is canceled.",
+        "lease.run.interrupt()",
+        "lease.done.is_set()",
+        ("tests/unit/worker/test_leases.py::test_only_a_task_that_does_not_stop_takes_its_process_along",),
+        inside="_beat",
+    ),
+    Change(
+        "a lost lease is not told",
+        "A body runs on beside the one that has taken over.",
+        'verdict = wanted.get(lease.message_id, "lost")',
+        "verdict = wanted.get(lease.message_id)",
+        ("tests/unit/test_clock.py::test_a_lease_survives_the_step_of_a_clock",),
+    ),
 ]

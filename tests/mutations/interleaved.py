@@ -7,7 +7,7 @@ from tests.mutations.change import Change
 CHANGES = [
     Change(
         "premature success",
-        "A workflow is SUCCEEDED while a branch is cut off: the only branches there are, by a header read before the rows it counts.",
+        "A workflow is SUCCEEDED while a branch is cut off, by a header read before the rows it counts.",
         "if ended == workflow.live_branches == 1:",
         "if ended == workflow.live_branches:",
         ("tests/interleaving/test_continued.py::test_a_pair",),

@@ -43,11 +43,4 @@ CHANGES = [
         ("tests/unit/worker/test_leases.py::test_only_a_task_that_does_not_stop_takes_its_process_along",),
         inside="_beat",
     ),
-    Change(
-        "a lost lease is not told",
-        "A body runs on beside the one that has taken over.",
-        'verdict = wanted.get(lease.message_id, "lost")',
-        "verdict = wanted.get(lease.message_id)",
-        ("tests/unit/test_clock.py::test_a_lease_survives_the_step_of_a_clock",),
-    ),
 ]

@@ -312,4 +312,12 @@ CHANGES = [
         ),
         inside="CompleteWorkflowHandler._fail",
     ),
+    Change(
+        "a fan-out forgets the rest after one batch",
+        "Most stages of a wide fan-out never start.",
+        "if message.stages[batch:]:",
+        "if not message.stages[batch:]:",
+        ("tests/unit/test_controls_kept.py::test_every_stage_of_a_wide_fan_out_runs",),
+        inside="StartStagesHandler",
+    ),
 ]

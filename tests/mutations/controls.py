@@ -241,4 +241,49 @@ CHANGES = [
         ("tests/unit/test_controls_kept.py::test_a_stage_that_waits_is_skipped_when_its_turn_comes",),
         inside="SkipStageHandler",
     ),
+    Change(
+        "a skipped stage goes on working",
+        "The body of a skipped stage runs on, and its messages stay.",
+        "abandon_work(unit, stage, reason, user)",
+        "unit.now",
+        ("tests/unit/test_controls_kept.py::test_a_running_body_hears_that_its_stage_is_skipped",),
+        inside="SkipStageHandler._end",
+    ),
+    Change(
+        "newcomers overtake those that wait for a slot",
+        "An execution waits for ever behind newer ones.",
+        "if free and not unit.waiting(workflow.pipeline_config_id, 1):",
+        "if free:",
+        (
+            "tests/unit/test_controls_kept.py::test_one_that_comes_when_the_limit_is_raised_lets_those_before_it_go_first",
+        ),
+    ),
+    Change(
+        "stageTimeoutMs is ignored",
+        "A stage runs for ever in spite of its time limit.",
+        "set_deadline(unit, stage, unit.now + limit)",
+        "unit.now",
+        ("tests/unit/test_controls_kept.py::test_a_pause_puts_off_the_time_limit_of_a_stage",),
+        inside="begin",
+    ),
+    Change(
+        "an execution that is let in holds no slot",
+        "The next one is let in as well: the limit is exceeded.",
+        "unit.hold_slot(workflow, True)",
+        "unit.hold_slot(workflow, False)",
+        (
+            "tests/unit/test_controls_kept.py::test_a_paused_workflow_gives_its_slot_to_the_next_and_needs_one_again",
+        ),
+        inside="_let_in",
+    ),
+    Change(
+        "executions that are not kept stay in the queue",
+        "keepWaitingPipelines=False keeps outdated executions.",
+        "_send_away(unit, workflow)",
+        "unit.now",
+        (
+            "tests/unit/test_controls_kept.py::test_without_keeping_those_that_wait_are_canceled_for_the_newest",
+        ),
+        inside="StartWaitingWorkflowsHandler",
+    ),
 ]

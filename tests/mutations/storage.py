@@ -47,4 +47,19 @@ CHANGES = [
             "tests/unit/test_fencing.py::test_a_result_that_cannot_be_recorded_is_not_held_against_another_worker",
         ),
     ),
+    Change(
+        "a message that is put back is due at once",
+        "A retry does not wait for its backoff.",
+        '"due_at": due if waits_in is None else self.now,',
+        '"due_at": self.now,',
+        ("tests/unit/test_stale_messages.py::test_a_retry_is_not_claimed_before_its_time",),
+        inside="requeue",
+    ),
+    Change(
+        "a forced cancel does not end the process",
+        "cancel(force=True) leaves a body running that does not listen.",
+        '.values(cancel="kill" if force else "ask")',
+        '.values(cancel="ask")',
+        ("tests/unit/test_controls_kept.py::test_a_running_body_is_told_how_it_is_canceled",),
+    ),
 ]

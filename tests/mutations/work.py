@@ -43,4 +43,11 @@ CHANGES = [
         ("tests/unit/worker/test_leases.py::test_only_a_task_that_does_not_stop_takes_its_process_along",),
         inside="_beat",
     ),
+    Change(
+        "retry_after is ignored",
+        "A task is called again sooner than the service it calls has asked for.",
+        "return float(mark.retry_after)",
+        "return 0.0",
+        ("tests/unit/test_stale_messages.py::test_a_retry_is_not_claimed_before_its_time",),
+    ),
 ]

@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from stabilize_celery.messages import (
     CompleteStage,
@@ -34,60 +33,11 @@ from stabilize_celery.persistence.loading import Loads, snapshot_of
 from stabilize_celery.persistence.pipeline import row_of
 from stabilize_celery.persistence.queries import lock_behind
 from stabilize_celery.persistence.rows import WAITS_IN, Outgoing, last_failure, new_row, outgoing
-from stabilize_celery.persistence.tables import slots
+from stabilize_celery.persistence.slots import LockedSlots, lock_slots
 from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
 from stabilize_celery.tasks.outcome import Attempt
 from stabilize_celery.tasks.registry import TaskRegistry
-
-
-@dataclass
-class LockedSlots:
-    """See :class:`stabilize_celery.handlers.unit.Slots`."""
-
-    connection: Connection
-    config_id: str
-    taken: int
-    limit: int | None
-    keep_waiting: bool
-    set_by: str
-
-    def observe(self, workflow: Workflow) -> None:
-        """Take over the limit of ``workflow`` if it is the newest execution seen."""
-        if workflow.id < self.set_by:
-            return
-        newer = workflow.id > self.set_by
-        changed = (self.limit, self.keep_waiting) != (workflow.limit, workflow.keep_waiting_pipelines)
-        self.limit, self.set_by = workflow.limit, workflow.id
-        if workflow.limit is not None:
-            self.keep_waiting = workflow.keep_waiting_pipelines
-        if changed or newer:
-            self.connection.execute(
-                update(slots)
-                .where(slots.c.pipeline_config_id == self.config_id)
-                .values(max_concurrent=self.limit, keep_waiting=self.keep_waiting, set_by=self.set_by)
-            )
-
-
-def lock_slots(connection: Connection, config_id: str) -> LockedSlots:
-    """Lock the row of a configuration, making it if it is the first time."""
-    parameters = {"config_id": config_id}
-    row = row_of(connection, queries.lock_slots, parameters)
-    if row is None:
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(
-            insert(slots)
-            .values(pipeline_config_id=config_id, max_concurrent=None, keep_waiting=True, set_by="")
-            .on_conflict_do_nothing()
-        )
-        row = row_of(connection, queries.lock_slots, parameters)
-        assert row is not None
-    # Counted after the lock is held, in a statement of its own, so that what others committed before is seen.
-    taken = connection.execute(queries.count_slots, parameters).scalar_one()
-    return LockedSlots(
-        connection, config_id, taken, row["max_concurrent"], row["keep_waiting"], row["set_by"] or ""
-    )
-
 
 #: Messages that make no sense any more once their stage has ended or begun anew.
 _TIMERS = ("ExpireSuspension", "ExpireStage")

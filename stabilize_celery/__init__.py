@@ -17,87 +17,116 @@ A map of the rooms:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stabilize_celery.lazy import lazily
 
 if TYPE_CHECKING:
     from stabilize_celery.clock import Clock, FakeClock
-    from stabilize_celery.contrib.seeds import Orchestrator, PostgresQueue, QueueProcessor, SqliteQueue
+    from stabilize_celery.context.stage_context import StageContext
+    from stabilize_celery.contrib.seeds import Orchestrator, PostgresQueue, Queue, QueueProcessor, SqliteQueue
     from stabilize_celery.engine import Stabilize
     from stabilize_celery.errors import (
+        ConfigurationError,
         PermanentError,
+        RecoveryError,
         StabilizeError,
+        TaskError,
         TransientError,
+        TransientVerificationError,
+        VerificationError,
         WorkflowCanceledError,
         WorkflowFailedError,
         WorkflowNotFoundError,
         WorkflowStateError,
         WorkflowTimeoutError,
+        is_transient,
     )
+    from stabilize_celery.handlers.cancel_stage import CancelStageHandler
     from stabilize_celery.handlers.complete_stage import CompleteStageHandler
     from stabilize_celery.handlers.complete_task import CompleteTaskHandler
     from stabilize_celery.handlers.complete_workflow import CompleteWorkflowHandler
     from stabilize_celery.handlers.continue_parent_stage import ContinueParentStageHandler
     from stabilize_celery.handlers.jump_to_stage import JumpToStageHandler
     from stabilize_celery.handlers.run_task import RunTaskHandler
+    from stabilize_celery.handlers.signal_stage import SignalStageHandler
+    from stabilize_celery.handlers.skip_stage import SkipStageHandler
     from stabilize_celery.handlers.start_stage import StartStageHandler
     from stabilize_celery.handlers.start_task import StartTaskHandler
+    from stabilize_celery.handlers.start_waiting_workflows import StartWaitingWorkflowsHandler
     from stabilize_celery.handlers.start_workflow import StartWorkflowHandler
     from stabilize_celery.models.stage import StageExecution, SyntheticStageOwner
     from stabilize_celery.models.status import WorkflowStatus
     from stabilize_celery.models.task import TaskExecution
     from stabilize_celery.models.workflow import Trigger, Workflow
-    from stabilize_celery.persistence.store import PostgresWorkflowStore, SqliteWorkflowStore
+    from stabilize_celery.persistence.store import PostgresWorkflowStore, SqliteWorkflowStore, WorkflowStore
     from stabilize_celery.run import WorkflowRun
     from stabilize_celery.stages.builder import (
         StageDefinitionBuilder,
         StageDefinitionBuilderFactory,
         register_builder,
     )
+    from stabilize_celery.tasks.approval import ApprovalTask
+    from stabilize_celery.tasks.http import HTTPTask
     from stabilize_celery.tasks.interface import RetryableTask, SkippableTask, Task
     from stabilize_celery.tasks.python import PythonTask
     from stabilize_celery.tasks.registry import TaskRegistry
     from stabilize_celery.tasks.result import TaskResult
     from stabilize_celery.tasks.run import current_run
     from stabilize_celery.tasks.shell import ShellTask
+    from stabilize_celery.tasks.sub_workflow import SubWorkflowTask
 
 __version__ = "0.1.0"
 __all__ = [
+    "ApprovalTask",
+    "CancelStageHandler",
     "Clock",
     "CompleteStageHandler",
     "CompleteTaskHandler",
     "CompleteWorkflowHandler",
+    "ConfigurationError",
     "ContinueParentStageHandler",
     "DockerTask",
     "FakeClock",
+    "HTTPTask",
     "JumpToStageHandler",
     "Orchestrator",
     "PermanentError",
     "PostgresQueue",
     "PostgresWorkflowStore",
     "PythonTask",
+    "Queue",
     "QueueProcessor",
+    "RecoveryError",
     "RetryableTask",
     "RunTaskHandler",
     "ShellTask",
+    "SignalStageHandler",
+    "SkipStageHandler",
     "SkippableTask",
     "SqliteQueue",
     "SqliteWorkflowStore",
     "Stabilize",
     "StabilizeError",
+    "StageContext",
     "StageDefinitionBuilder",
     "StageDefinitionBuilderFactory",
     "StageExecution",
     "StartStageHandler",
     "StartTaskHandler",
+    "StartWaitingWorkflowsHandler",
     "StartWorkflowHandler",
+    "SubWorkflowTask",
     "SyntheticStageOwner",
     "Task",
+    "TaskError",
     "TaskExecution",
     "TaskRegistry",
     "TaskResult",
     "TransientError",
+    "TransientVerificationError",
     "Trigger",
+    "VerificationError",
     "Workflow",
     "WorkflowCanceledError",
     "WorkflowFailedError",
@@ -105,67 +134,79 @@ __all__ = [
     "WorkflowRun",
     "WorkflowStateError",
     "WorkflowStatus",
+    "WorkflowStore",
     "WorkflowTimeoutError",
     "current_run",
+    "is_transient",
     "register_builder",
 ]
 
-#: Where each name is; imported when it is asked for, because Celery imports this package for each of its commands.
+#: Where each name is.
 _HOMES = {
-    "Clock": "stabilize_celery.clock",
-    "CompleteStageHandler": "stabilize_celery.handlers.complete_stage",
-    "CompleteTaskHandler": "stabilize_celery.handlers.complete_task",
-    "CompleteWorkflowHandler": "stabilize_celery.handlers.complete_workflow",
-    "ContinueParentStageHandler": "stabilize_celery.handlers.continue_parent_stage",
-    "DockerTask": "stabilize_celery.contrib.docker",
-    "FakeClock": "stabilize_celery.clock",
-    "JumpToStageHandler": "stabilize_celery.handlers.jump_to_stage",
-    "Orchestrator": "stabilize_celery.contrib.seeds",
-    "PermanentError": "stabilize_celery.errors",
-    "PostgresQueue": "stabilize_celery.contrib.seeds",
-    "PostgresWorkflowStore": "stabilize_celery.persistence.store",
-    "PythonTask": "stabilize_celery.tasks.python",
-    "QueueProcessor": "stabilize_celery.contrib.seeds",
-    "RetryableTask": "stabilize_celery.tasks.interface",
-    "RunTaskHandler": "stabilize_celery.handlers.run_task",
-    "ShellTask": "stabilize_celery.tasks.shell",
-    "SkippableTask": "stabilize_celery.tasks.interface",
-    "SqliteQueue": "stabilize_celery.contrib.seeds",
-    "SqliteWorkflowStore": "stabilize_celery.persistence.store",
-    "Stabilize": "stabilize_celery.engine",
-    "StabilizeError": "stabilize_celery.errors",
-    "StageDefinitionBuilder": "stabilize_celery.stages.builder",
-    "StageDefinitionBuilderFactory": "stabilize_celery.stages.builder",
-    "StageExecution": "stabilize_celery.models.stage",
-    "StartStageHandler": "stabilize_celery.handlers.start_stage",
-    "StartTaskHandler": "stabilize_celery.handlers.start_task",
-    "StartWorkflowHandler": "stabilize_celery.handlers.start_workflow",
-    "SyntheticStageOwner": "stabilize_celery.models.stage",
-    "Task": "stabilize_celery.tasks.interface",
-    "TaskExecution": "stabilize_celery.models.task",
-    "TaskRegistry": "stabilize_celery.tasks.registry",
-    "TaskResult": "stabilize_celery.tasks.result",
-    "TransientError": "stabilize_celery.errors",
-    "Trigger": "stabilize_celery.models.workflow",
-    "Workflow": "stabilize_celery.models.workflow",
-    "WorkflowCanceledError": "stabilize_celery.errors",
-    "WorkflowFailedError": "stabilize_celery.errors",
-    "WorkflowNotFoundError": "stabilize_celery.errors",
-    "WorkflowRun": "stabilize_celery.run",
-    "WorkflowStateError": "stabilize_celery.errors",
-    "WorkflowStatus": "stabilize_celery.models.status",
-    "WorkflowTimeoutError": "stabilize_celery.errors",
-    "current_run": "stabilize_celery.tasks.run",
-    "register_builder": "stabilize_celery.stages.builder",
+    "ApprovalTask": "tasks.approval",
+    "CancelStageHandler": "handlers.cancel_stage",
+    "Clock": "clock",
+    "CompleteStageHandler": "handlers.complete_stage",
+    "CompleteTaskHandler": "handlers.complete_task",
+    "CompleteWorkflowHandler": "handlers.complete_workflow",
+    "ConfigurationError": "errors",
+    "ContinueParentStageHandler": "handlers.continue_parent_stage",
+    "DockerTask": "contrib.docker",
+    "FakeClock": "clock",
+    "HTTPTask": "tasks.http",
+    "JumpToStageHandler": "handlers.jump_to_stage",
+    "Orchestrator": "contrib.seeds",
+    "PermanentError": "errors",
+    "PostgresQueue": "contrib.seeds",
+    "PostgresWorkflowStore": "persistence.store",
+    "PythonTask": "tasks.python",
+    "Queue": "contrib.seeds",
+    "QueueProcessor": "contrib.seeds",
+    "RecoveryError": "errors",
+    "RetryableTask": "tasks.interface",
+    "RunTaskHandler": "handlers.run_task",
+    "ShellTask": "tasks.shell",
+    "SignalStageHandler": "handlers.signal_stage",
+    "SkipStageHandler": "handlers.skip_stage",
+    "SkippableTask": "tasks.interface",
+    "SqliteQueue": "contrib.seeds",
+    "SqliteWorkflowStore": "persistence.store",
+    "Stabilize": "engine",
+    "StabilizeError": "errors",
+    "StageContext": "context.stage_context",
+    "StageDefinitionBuilder": "stages.builder",
+    "StageDefinitionBuilderFactory": "stages.builder",
+    "StageExecution": "models.stage",
+    "StartStageHandler": "handlers.start_stage",
+    "StartTaskHandler": "handlers.start_task",
+    "StartWaitingWorkflowsHandler": "handlers.start_waiting_workflows",
+    "StartWorkflowHandler": "handlers.start_workflow",
+    "SubWorkflowTask": "tasks.sub_workflow",
+    "SyntheticStageOwner": "models.stage",
+    "Task": "tasks.interface",
+    "TaskError": "errors",
+    "TaskExecution": "models.task",
+    "TaskRegistry": "tasks.registry",
+    "TaskResult": "tasks.result",
+    "TransientError": "errors",
+    "TransientVerificationError": "errors",
+    "Trigger": "models.workflow",
+    "VerificationError": "errors",
+    "Workflow": "models.workflow",
+    "WorkflowCanceledError": "errors",
+    "WorkflowFailedError": "errors",
+    "WorkflowNotFoundError": "errors",
+    "WorkflowRun": "run",
+    "WorkflowStateError": "errors",
+    "WorkflowStatus": "models.status",
+    "WorkflowStore": "persistence.store",
+    "WorkflowTimeoutError": "errors",
+    "current_run": "tasks.run",
+    "is_transient": "errors",
+    "register_builder": "stages.builder",
 }
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value

@@ -168,6 +168,10 @@ class ExpressionError(InvalidWorkflowError):
     """A condition that cannot be parsed; the message shows the place."""
 
 
+class ConcurrencyError(TransientError, code=105):
+    """Others changed what a task was about to change: raise it to be run again."""
+
+
 class TaskError(StabilizeError, code=200):
     """A task failed."""
 
@@ -265,6 +269,20 @@ class CommitUnknownError(StoreError, code=513):
 
 class RepeatTransactionError(StoreError, code=514):
     """Another transaction was in the way of the caller's, which has to be repeated as a whole."""
+
+
+class VerificationError(PermanentError, code=600):
+    """Raise it where an output does not verify.
+
+    Attributes:
+        details: what was found, for the person who reads the error.
+    """
+
+    details: Mapping[str, Any] | None = None
+
+
+class TransientVerificationError(TransientError, code=601):
+    """Raise it where an output does not verify yet."""
 
 
 #: Of what stays an OSError: the others have classes of their own, below ConnectionError and TimeoutError.

@@ -42,7 +42,7 @@ from stabilize_celery.settings import Settings
 from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
 from stabilize_celery.tasks.registry import TaskRegistry
 
-__all__ = ["MessageQueue", "Orchestrator", "PostgresQueue", "QueueProcessor", "SqliteQueue"]
+__all__ = ["Orchestrator", "PostgresQueue", "Queue", "QueueProcessor", "SqliteQueue"]
 
 logger = logging.getLogger(__name__)
 Options = Settings | Mapping[str, Any]
@@ -51,7 +51,7 @@ _DEFAULTS = Settings.of()
 _LOOK_EVERY = 1.0
 
 
-class MessageQueue:
+class Queue:
     """Puts messages into the messages table of a store.
 
     That is the store of its processor or, while none is known, the one in its own database.  A queue in memory keeps its
@@ -142,11 +142,11 @@ class MessageQueue:
             self.__dict__.pop("_own_store").close()
 
 
-class SqliteQueue(MessageQueue):
+class SqliteQueue(Queue):
     """A queue in SQLite."""
 
 
-class PostgresQueue(MessageQueue):
+class PostgresQueue(Queue):
     """A queue in PostgreSQL."""
 
 
@@ -167,7 +167,7 @@ class QueueProcessor:
 
     def __init__(
         self,
-        queue: MessageQueue,
+        queue: Queue,
         config: Options | None = None,
         store: WorkflowStore | None = None,
         handler_config: Options | None = None,
@@ -331,7 +331,7 @@ class Orchestrator:
         store: with it, :meth:`start` stores a workflow that is not stored yet.
     """
 
-    def __init__(self, queue: MessageQueue, store: WorkflowStore | None = None) -> None:
+    def __init__(self, queue: Queue, store: WorkflowStore | None = None) -> None:
         self.queue = queue
         self.store = store
 

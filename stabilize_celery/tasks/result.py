@@ -134,6 +134,11 @@ class TaskResult:
         """Continue at another stage, which is reset and sees ``context`` (seed document *Flow Control*)."""
         return cls(WorkflowStatus.REDIRECT, dict(context or {}), dict(outputs or {}), target_stage_ref_id)
 
+    @classmethod
+    def builder(cls, status: WorkflowStatus) -> TaskResultBuilder:
+        """Build a result step by step."""
+        return TaskResultBuilder(cls(status))
+
     def merge_outputs(self, other: Mapping[str, Any]) -> TaskResult:
         """The same result with more outputs."""
         return replace(self, outputs={**self.outputs, **other})
@@ -143,3 +148,24 @@ def _error_text(error: Any) -> Any:
     if isinstance(error, BaseException):
         return error_text(error)
     return truncate_error(error) if isinstance(error, str) else error
+
+
+class TaskResultBuilder:
+    """Collects the parts of a :class:`TaskResult`."""
+
+    def __init__(self, result: TaskResult) -> None:
+        self._result = result
+
+    def context(self, context: Mapping[str, Any]) -> TaskResultBuilder:
+        """Add to the context."""
+        self._result = replace(self._result, context={**self._result.context, **context})
+        return self
+
+    def outputs(self, outputs: Mapping[str, Any]) -> TaskResultBuilder:
+        """Add to the outputs."""
+        self._result = self._result.merge_outputs(outputs)
+        return self
+
+    def build(self) -> TaskResult:
+        """The result."""
+        return self._result

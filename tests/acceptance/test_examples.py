@@ -68,7 +68,7 @@ def test_the_data_pipeline_shows_its_stages_and_its_report():
 def test_the_join_of_the_parallel_branches_combines_what_they_found():
     out = run_example("parallel_branches.py")
     assert out.endswith("\navg: 3.0\nevens: [4, 2]\nsorted: [1, 2, 3, 4, 5]\nsum: 15\n")
-    assert re.search(r"combine +SUCCEEDED .*after stats, sort, filter", out)
+    assert re.search(r"combine +SUCCEEDED .*after filter, sort, stats", out)
 
 
 @pytest.mark.parametrize("name", ["data_pipeline.py", "parallel_branches.py"])

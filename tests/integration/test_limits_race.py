@@ -181,7 +181,7 @@ def test_resumes_race_for_one_slot(engines: list[Stabilize]) -> None:
 
     def resume(place: int) -> None:
         barrier.wait()
-        engines[place].resume(runs[place].id)
+        engines[place].get(runs[place].id).resume()
 
     with watched(engine.store.url) as seen:
         with ThreadPoolExecutor(len(runs)) as pool:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from stabilize_celery import StageExecution, Workflow
+from stabilize_celery import StageExecution, Workflow, WorkflowRun
 from stabilize_celery.errors import StageNotFoundError, WorkflowNotFoundError, WorkflowStateError
 from stabilize_celery.models.stage import StageExecution as Stage
 from stabilize_celery.models.task import TaskExecution
@@ -128,9 +128,9 @@ def control(verb: str, workflow_id: str, ref: str | None = None) -> tuple[str, A
     """A person interferes; the message is handled at once."""
 
     def act(world: World) -> Any:
-        arguments = [workflow_id, *([ref] if ref else []), *(["go"] if verb == "signal" else [])]
+        arguments = [*([ref] if ref else []), *(["go"] if verb == "signal" else [])]
         try:
-            getattr(world.engine, verb)(*arguments)
+            getattr(WorkflowRun(world.engine, workflow_id), verb)(*arguments)
         except _REFUSALS:
             return "refused"
         _deliver(world)
@@ -305,7 +305,8 @@ def _controls(world: World, random: Random, inline: bool, name: str) -> Situatio
     def act(world: World, rows: list[dict[str, Any]]) -> list[tuple[str, Action]]:
         if random.random() < 0.3:
             with suppress(*_REFUSALS):
-                getattr(world.engine, random.choice(("pause", "cancel")))(workflow.id)
+                run = WorkflowRun(world.engine, workflow.id)
+                getattr(run, random.choice(("pause", "cancel")))()
                 rows = world.waiting()
         acting = [interferes() for _ in range(random.choice((1, 1, 2)))]
         return [*_some(random, rows, random.choice((1, 1, 2))), *acting]

@@ -43,6 +43,10 @@ _DUMP = "SELECT " + ", ".join(
 )
 
 
+#: What no transaction raises, only a mistake in the engine or in a situation.
+_MISTAKES = (AttributeError, NameError, TypeError, AssertionError, ImportError)
+
+
 class Scripted(Task):
     """Does what the stage's own context says under ``do``."""
 
@@ -361,6 +365,9 @@ class World:
 
 def _result(participant: Any) -> str:
     if participant.error is not None:
+        if isinstance(participant.error, _MISTAKES):
+            # The same in every order, it would be taken for right.
+            raise participant.error
         return type(participant.error).__name__
     return str(participant.result) if isinstance(participant.result, str) else ""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from stabilize_celery.dag.branches import recount
 from stabilize_celery.handlers.base import stage_ids
-from stabilize_celery.handlers.transitions import end_workflow, run_task, wake
+from stabilize_celery.handlers.transitions import run_task, wake
 from stabilize_celery.handlers.unit import Unit
 from stabilize_celery.messages import CompleteWorkflow, ContinueParentStage, StartStage, StartStages
 from stabilize_celery.models.stage import Phase, StageExecution
@@ -168,8 +168,3 @@ def wake_paused(unit: Unit, workflow: Workflow, actor: str | None) -> None:
                     paused_seconds=task.paused_seconds + paused,
                 )
                 run_task(unit, stage, task)
-
-
-def fail_workflow(unit: Unit, workflow: Workflow, reason: str) -> None:
-    """End a workflow TERMINAL for a reason outside its stages."""
-    end_workflow(unit, workflow, S.TERMINAL, reason)

@@ -111,12 +111,6 @@ def read(connection: Connection) -> Version | None:
     return None if row is None else Version(*row)
 
 
-def read_version(connection: Connection) -> str | None:
-    """The last revision that was applied; ``None`` if there are no tables."""
-    version = read(connection)
-    return None if version is None else version.revision
-
-
 def _compare(database: Database, version: Version) -> None:
     if version.revision < NEEDED:
         raise SchemaVersionError(

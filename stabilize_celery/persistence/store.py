@@ -22,7 +22,7 @@ from stabilize_celery.persistence.database import Executor, is_dedup_key, is_dup
 from stabilize_celery.persistence.leases import HandOverStore
 from stabilize_celery.persistence.messages import MessageStore
 from stabilize_celery.persistence.pipeline import add_rows, answer_of, batch, insert_rows
-from stabilize_celery.persistence.tables import edges, history, messages, slots, stages, workflows
+from stabilize_celery.persistence.tables import edges, history, messages, stages, workflows
 
 
 class WorkflowStore(MessageStore, HandOverStore):
@@ -261,11 +261,6 @@ class WorkflowStore(MessageStore, HandOverStore):
         )
         with self.database.autocommit() as connection:
             return [dict(row._mapping) for row in connection.execute(statement)]
-
-    def slot_overview(self) -> list[dict[str, Any]]:
-        """Configurations with a limit."""
-        with self.database.autocommit() as connection:
-            return [dict(row._mapping) for row in connection.execute(select(slots))]
 
 
 def _edges(workflow: Workflow) -> Iterable[dict[str, Any]]:

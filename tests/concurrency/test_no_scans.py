@@ -22,6 +22,7 @@ from stabilize_celery.persistence.leases import count_sent, put_off
 from stabilize_celery.persistence.store import newest_ids
 from tests.concurrency.stage_hands import Scene, scene_on
 from tests.concurrency.workflows import SCENARIOS
+from tests.inspection import slot_uses
 from tests.services import plain_address
 from tests.watch import watching
 
@@ -83,7 +84,7 @@ def look_at_everything(scene: Scene) -> None:
     store.heartbeat({"x": 1}, 30.0)
     store.record_failure("x", {}, 1.0)
     store.put_back("x", 1.0)
-    store.slot_overview()
+    slot_uses(store)
     store.outputs_by_ref(run.id, ["a", "b"])
     store.instances(run.workflow().stages[0].id)
     for search in (reports.Filter(), reports.Filter("conformance"), reports.Filter(status=S.RUNNING)):

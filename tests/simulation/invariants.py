@@ -19,8 +19,8 @@ from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.status import can_transition
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence.audit import all_dead_letters, all_messages, slot_uses
 from stabilize_celery.persistence.store import WorkflowStore
+from tests.inspection import all_dead_letters, all_messages, slot_uses
 from tests.simulation.watch import Watch
 
 #: Every invariant, with what it means.

@@ -12,12 +12,12 @@ from typing import Any
 from stabilize_celery.messages import StageLevel
 from stabilize_celery.models.status import WorkflowStatus
 from stabilize_celery.observe import Transition
-from stabilize_celery.persistence.audit import running_without_slot, slot_uses
 from stabilize_celery.persistence.leases import Claimed
 from stabilize_celery.persistence.rows import Outgoing
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.unit_of_work import UnitOfWork
 from stabilize_celery.tasks.run import TaskRun
+from tests.inspection import running_without_slot, slot_uses
 
 
 @dataclass

@@ -19,9 +19,9 @@ from stabilize_celery.errors import WorkflowNotFoundError
 from stabilize_celery.messages import MESSAGE_TYPES
 from stabilize_celery.models.ids import numbered_ids
 from stabilize_celery.models.workflow import Workflow
-from stabilize_celery.persistence.audit import empty
 from stabilize_celery.persistence.rows import Outgoing, outgoing
 from stabilize_celery.run import WorkflowRun
+from tests.inspection import empty
 from tests.simulation.broker import SimulatedBroker
 from tests.simulation.faults import Fault, Faults
 from tests.simulation.simulated import BEGIN, Killed, SimulatedClock, SimulatedKeeper

@@ -119,7 +119,7 @@ def test_databases_that_a_router_leaves_out_are_left_alone(
     monkeypatch.setattr("django.db.router.routers", [Router()])
     migrate_with_django(alias)
     with database.begin() as connection:
-        assert schema.read_version(connection) is None
+        assert schema.read(connection) is None
 
 
 def test_every_revision_has_a_migration_and_the_models_are_known(django_url: str) -> None:

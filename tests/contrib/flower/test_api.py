@@ -15,6 +15,7 @@ from stabilize_celery.contrib.flower.api import describe
 from stabilize_celery.contrib.flower.routes import API, ROUTES
 from stabilize_celery.persistence.tables import dead_letters
 from tests.contrib.flower.deployment import Shop
+from tests.inspection import slot_uses
 
 S = StageExecution.single
 
@@ -61,7 +62,7 @@ def test_answers_are_as_described(shop: Shop, finished):
     told = describe(API)
     stage = finished.workflow().stages[0]
     shop.start(S("a", "give"), name="limited", config={"limitConcurrent": True, "maxConcurrentExecutions": 1})
-    shop.until(shop.stabilize.store.slot_overview, "a configuration with a limit")
+    shop.until(lambda: slot_uses(shop.stabilize.store), "a configuration with a limit")
     for path, operations in told["paths"].items():
         if "get" not in operations:
             continue

@@ -15,11 +15,11 @@ from stabilize_celery.persistence.rows import message_of
 from stabilize_celery.tasks.outcome import Outcome, Verdict
 from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import TaskRun
-from stabilize_celery.worker.attempt import TaskWorker, _Attempt
+from stabilize_celery.worker.attempt import RunningAttempt
 from stabilize_celery.worker.ending import ENDING
-from stabilize_celery.worker.external import OWN_RETRIES, handed_back, own_retries
 from stabilize_celery.worker.leases import Lease
 from stabilize_celery.worker.limits import stage_time_left
+from stabilize_celery.worker.task_worker import OWN_RETRIES, TaskWorker, handed_back, own_retries
 
 logger = discreet_logger(__name__)
 #: Between looks at a message whose last attempt is about to be reported.
@@ -48,7 +48,7 @@ def begin(
     return begun if begun.start(on_stop) else None
 
 
-class BegunTask(_Attempt):
+class BegunTask(RunningAttempt):
     """A task whose work this process does, though not in :mod:`~stabilize_celery.worker.attempt`."""
 
     def start(self, on_stop: Callable[[bool], None]) -> bool:

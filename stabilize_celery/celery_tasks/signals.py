@@ -29,9 +29,9 @@ from stabilize_celery.persistence.database import is_unavailable
 from stabilize_celery.persistence.rows import waits_in
 from stabilize_celery.tasks.outcome import Outcome
 from stabilize_celery.worker.ending import describe_limit
-from stabilize_celery.worker.external import handed_back
 from stabilize_celery.worker.leases import HAND_BACK_DELAY
 from stabilize_celery.worker.limits import failure
+from stabilize_celery.worker.task_worker import handed_back
 
 logger = logging.getLogger(__name__)
 #: How long a repetition waits for the attempt before it to be reported: it is sent a moment earlier.

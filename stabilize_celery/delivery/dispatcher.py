@@ -33,9 +33,10 @@ from stabilize_celery.redaction import redact
 from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.outcome import Attempt
 from stabilize_celery.tasks.registry import TaskRegistry
-from stabilize_celery.worker.attempt import OnFailure, TaskWorker
+from stabilize_celery.worker.attempt import OnFailure, run_attempt
 from stabilize_celery.worker.ending import ENDING
 from stabilize_celery.worker.leases import HAND_BACK_DELAY, LeaseKeeper, Slot
+from stabilize_celery.worker.task_worker import TaskWorker
 
 logger = discreet_logger(__name__)
 
@@ -157,7 +158,7 @@ class Dispatcher:
         except InvalidMessageError as error:
             self._failed(message_id, error, token)
         else:
-            self.worker.run(message, claimed, on_failure)
+            run_attempt(self.worker, message, claimed, on_failure)
             return True
         return False
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from stabilize_celery.clock import check_seconds
 from stabilize_celery.crash_points import ProcessDiedError, reach
@@ -28,24 +27,19 @@ from stabilize_celery.models.stage import StageExecution
 from stabilize_celery.models.status import WorkflowStatus as S
 from stabilize_celery.models.task import TaskExecution
 from stabilize_celery.observe import Ended, watched
-from stabilize_celery.observe.logs import SCOPE, Scope, discreet_logger, hiding, scoped, seldom
+from stabilize_celery.observe.logs import SCOPE, Scope, discreet_logger, hiding, scoped
 from stabilize_celery.persistence.database import is_unavailable, patiently
 from stabilize_celery.persistence.leases import Claimed
 from stabilize_celery.persistence.loading import lend, stage_of
-from stabilize_celery.persistence.rows import last_failure, waits_in
-from stabilize_celery.persistence.store import WorkflowStore
-from stabilize_celery.plugins import AttemptHook
+from stabilize_celery.persistence.rows import last_failure
 from stabilize_celery.redaction import Redactor, redactor_of
-from stabilize_celery.settings import Settings
 from stabilize_celery.tasks.interface import RetryableTask, Task
 from stabilize_celery.tasks.outcome import LONGEST_REASON, Attempt, Outcome, Verdict
-from stabilize_celery.tasks.registry import TaskRegistry
-from stabilize_celery.tasks.result import HandOver, TaskResult
+from stabilize_celery.tasks.result import TaskResult
 from stabilize_celery.tasks.run import HandBackError, TaskRun, running
 from stabilize_celery.worker.ending import ENDING
-from stabilize_celery.worker.external import launched, own_retries, repeated
 from stabilize_celery.worker.failures import failure_to_tell
-from stabilize_celery.worker.leases import Lease, LeaseKeeper
+from stabilize_celery.worker.leases import Lease
 from stabilize_celery.worker.limits import (
     failure,
     judge,
@@ -53,158 +47,46 @@ from stabilize_celery.worker.limits import (
     running_time,
     stage_time_left,
     storable,
-    unknown,
 )
+from stabilize_celery.worker.task_worker import TaskWorker, launched, own_retries
 
 logger = discreet_logger(__name__)
 
-#: Records an outcome: message id, fencing token, attempt; false if the lease was lost.
-Settle = Callable[[str, int, Attempt], bool]
 #: Told of an attempt that failed for good; where that happened is its ``stabilize_scope``.
 OnFailure = Callable[[Exception], None]
-
-
-class HandBack(Protocol):
-    """Lets another worker make an attempt, which counts or does not."""
-
-    def __call__(self, message_id: str, token: int, *, counted: bool = False) -> None: ...
-
-
 #: Results a task may not return: it cannot put itself into these states.
 _IMPOSSIBLE = (S.NOT_STARTED, S.PAUSED, S.BUFFERED)
 
 
-class TaskWorker:
-    """Claims tasks, calls their code, and gives the outcome to ``settle``, or the attempt to ``hand_back``."""
+def run_attempt(
+    worker: TaskWorker, message: Message, claimed: Claimed, on_failure: OnFailure | None = None
+) -> None:
+    """Run the task of a message.
 
-    def __init__(
-        self,
-        store: WorkflowStore,
-        registry: TaskRegistry,
-        settings: Settings,
-        keeper: LeaseKeeper,
-        settle: Settle,
-        hand_back: HandBack,
-        owner: str,
-    ) -> None:
-        self.store = store
-        self.registry = registry
-        self.settings = settings
-        self.keeper = keeper
-        self.settle = settle
-        self.hand_back = hand_back
-        self.owner = owner
-        #: Seconds that a task this worker does not know is put off; ``None`` where there are no other workers.
-        self.unknown_grace: Callable[[], float | None] = lambda: None
-        #: Of plugins, entered around the code of each attempt.
-        self.attempt_hooks: Sequence[AttemptHook] = ()
-
-    def claim(self, message_id: str) -> Claimed | None:
-        """Claim a task for this process; ``None`` if there is nothing to do."""
-        return self.store.claim(message_id, self.owner, self.settings.lease)
-
-    def run(self, message: Message, claimed: Claimed, on_failure: OnFailure | None = None) -> None:
-        """Run the task of a message.
-
-        Args:
-            message: what the row says.
-            claimed: the row, and its stage.
-            on_failure: told of a failure once it is recorded; without it, it is logged.
-        """
-        assert isinstance(message, RunTask | RunHook)
-        reach("task.claimed")
-        with scoped(Scope(claimed.row["id"])) as scope:
-            scope.turn_to(message)
-            attempt = _Attempt(self, message, claimed)
-            attempt.perform()
-            if attempt.failed is not None:
-                (on_failure or self._log_failure)(attempt.failed)
-
-    def publish(self, message_id: str, to: HandOver) -> None:
-        """Send a task's work; while the broker is away that is left to the relay, anything else is its failure."""
-        try:
-            to.publish({"message": message_id, "database": self.store.database.identity})
-        except Exception as error:
-            if is_transient(error):
-                logger.warning(
-                    "the work of message %s was not sent (%s); it is sent later", message_id, error
-                )
-                return
-            problem = error
-            self.settle_for(message_id, None, lambda _row: failure(problem))
-
-    def settle_for(
-        self, message_id: str, owner: str | None, outcome_of: Callable[[dict[str, Any]], Outcome | None]
-    ) -> bool:
-        """Report for a process that cannot: it was ended, or it never got the work.
-
-        Args:
-            message_id: the row.
-            owner: the process whose lease must be on the row; ``None`` if only one that waits in a queue is meant.
-            outcome_of: from the row to what is reported, if anything.
-        """
-        row = self.store.message(message_id)
-        if row is not None and waits_in(row) is not None:
-            # It counts as an attempt, so that it is not sent for ever to a queue where it cannot be begun.
-            taken = self.store.begin(message_id, self.owner, self.settings.lease)
-            row = None if taken is None else taken.row
-        elif row is None or owner is None or row["lease_owner"] != owner:
-            row = None
-        outcome = None if row is None else outcome_of(row)
-        if row is None or outcome is None:
-            return False
-        outcome = outcome.redacted(lambda: Redactor(keys=self.settings.redact_keys))
-        attempt = Attempt(outcome, row["attempts"], self.owner, row["claims"])
-        return self.settle(message_id, row["claims"], attempt)
-
-    def lost(self, row: dict[str, Any], error: BaseException) -> Outcome:
-        """The outcome of an attempt whose worker was lost: it is repeated after a while."""
-        return repeated(row, error, self.backoff(max(1, row["attempts"])))
-
-    def unknown(self, what: str, told: str, row: Mapping[str, Any]) -> Outcome:
-        """The outcome for a task that no code in this worker is registered for."""
-        grace = self.unknown_grace()
-        if grace is None:
-            return failure(TaskNotFoundError(told), unmapped=True)
-        told = told if told.endswith("?") else f"{told}."
-        error = TaskNotFoundError(
-            f"{told} Worker {self.owner} does not know it, and none that did took it within {grace:g} s: "
-            "let every worker of its queue import the module that registers it (stabilize_imports), "
-            "then restart the stage"
+    Args:
+        worker: of this process.
+        message: what the row says.
+        claimed: the row, and its stage.
+        on_failure: told of a failure once it is recorded; without it, it is logged.
+    """
+    assert isinstance(message, RunTask | RunHook)
+    reach("task.claimed")
+    with scoped(Scope(claimed.row["id"])) as scope:
+        scope.turn_to(message)
+        attempt = RunningAttempt(worker, message, claimed)
+        attempt.perform()
+        if attempt.failed is None:
+            return
+        if on_failure is not None:
+            on_failure(attempt.failed)
+            return
+        extra = hiding(worker.settings.redact_keys)
+        logger.error(
+            "%s failed", getattr(attempt.failed, SCOPE, "a task"), exc_info=attempt.failed, extra=extra
         )
-        outcome = unknown(error, row, grace, self.store.now())
-        if outcome.verdict is Verdict.PUT_OFF and seldom(f"unknown {what}"):
-            logger.warning(
-                "%s Worker %s does not know %s: message %s is put off for %g s, for a worker that does; "
-                "it fails if none comes within %g s of the first try",
-                told,
-                self.owner,
-                what,
-                row["id"],
-                outcome.delay,
-                grace,
-            )
-        return outcome
-
-    def _log_failure(self, failed: Exception) -> None:
-        extra = hiding(self.settings.redact_keys)
-        logger.error("%s failed", getattr(failed, SCOPE, "a task"), exc_info=failed, extra=extra)
-
-    def limit(self, task: Task, stage: StageExecution) -> timedelta:
-        """How long one call may take, whatever is left of its stage's time."""
-        own = task.get_execution_timeout(stage)
-        if own is not None:
-            return period(own, "get_execution_timeout", stage, positive=True)
-        return timedelta(seconds=self.settings.task_time_limit)
-
-    def backoff(self, attempt: int) -> float:
-        """Seconds until the next attempt: 1, 2, 4 ... with jitter."""
-        shortest, longest = self.settings.retry_delay, self.settings.retry_delay_max
-        delay = min(longest, shortest * 2 ** min(attempt - 1, 30)) * random.uniform(0.75, 1.25)
-        return float(max(shortest, min(longest, delay)))
 
 
-class _Attempt:
+class RunningAttempt:
     """One claimed message; the deadline and the task's own return race to settle it, and one of them does."""
 
     def __init__(

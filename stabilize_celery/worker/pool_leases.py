@@ -23,8 +23,8 @@ from typing import Literal
 from stabilize_celery.errors import TaskTimeoutError
 from stabilize_celery.observe.logs import discreet_logger
 from stabilize_celery.persistence.database import is_unavailable
-from stabilize_celery.worker.attempt import TaskWorker
 from stabilize_celery.worker.limits import failure
+from stabilize_celery.worker.task_worker import TaskWorker
 
 logger = discreet_logger(__name__)
 #: As many processes as any pool has; those beyond keep their leases by themselves alone.

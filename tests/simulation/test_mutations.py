@@ -166,7 +166,7 @@ def a_claim_starts_no_lease(patch):
 @breaks("finished_tasks_were_run")
 def a_task_succeeds_without_being_called(patch):
     outcome = Outcome(Verdict.RETURNED, TaskResult.success())
-    patch.setattr(attempt._Attempt, "_call", lambda self: outcome)
+    patch.setattr(attempt.RunningAttempt, "_call", lambda self: outcome)
 
 
 # ---------------------------------------------------------------------- joins and branches

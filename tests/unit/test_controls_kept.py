@@ -20,6 +20,7 @@ from stabilize_celery import (
 from stabilize_celery import WorkflowStatus as S
 from stabilize_celery.messages import (
     CancelWorkflow,
+    ExpireStage,
     Message,
     PauseWorkflow,
     RestartStage,
@@ -191,8 +192,28 @@ def test_a_signal_for_what_has_ended_is_lost_and_says_so(engine: Stabilize) -> N
     run = start(engine, one("a"))
     settle(engine)
     stage = run.workflow().stages[0]
-    order(engine, SignalStage(workflow_id=run.id, stage_id=stage.id, generation=0, signal_name="go"))
+    late = SignalStage(workflow_id=run.id, stage_id=stage.id, generation=0, signal_name="go", persistent=True)
+    order(engine, late)
     assert run.history()[-1]["reason"] == "signal go lost: the stage is SUCCEEDED"
+
+
+def test_a_timer_that_comes_early_ends_nothing(engine: Stabilize) -> None:
+    run = start(engine, one("a", "asks", stageTimeoutMs=60_000))
+    settle(engine)
+    stage = run.workflow().stages[0]
+    order(engine, ExpireStage(workflow_id=run.id, stage_id=stage.id, generation=0))
+    assert statuses(run) == {"a": "SUSPENDED"}
+
+
+def test_a_signal_of_a_person_does_not_end_the_wait_for_a_sub_workflow(engine: Stabilize) -> None:
+    outer, inner = nested(engine)
+    (stage,) = outer.workflow().top_level_stages()
+    outer.signal(stage.ref_id, "hurry")
+    settle(engine)
+    assert (outer.status, inner.status) == (S.RUNNING, S.RUNNING)
+    inner.signal("i", "go")
+    settle(engine)
+    assert (outer.status, inner.status) == (S.SUCCEEDED, S.SUCCEEDED)
 
 
 # ---------------------------------------------------------------------- controls
@@ -219,6 +240,22 @@ def test_a_stage_that_waits_is_skipped_when_its_turn_comes(engine: Stabilize) ->
     run.signal("a", "go")
     settle(engine)
     assert statuses(run) == {"a": "SUCCEEDED", "b": "SKIPPED", "c": "SUCCEEDED"}
+
+
+def test_what_comes_after_a_skipped_stage_sees_what_came_before_it(engine: Stabilize, bodies: Bodies) -> None:
+    seen: list[Any] = []
+    bodies["a"] = lambda _: TaskResult.success(outputs={"found": 1})
+    bodies["c"] = lambda stage: seen.append(stage.context.get("found"))
+    run = start(engine, one("a", "does"), one("b", "asks", "a"), one("c", "does", "b"))
+    while statuses(run)["a"] != "SUCCEEDED":
+        assert engine.processor.step()
+    # Its turn has come; with each message alone it has not begun.
+    stage = run.workflow().stage_by_ref_id("b")
+    assert stage is not None
+    order(engine, SkipStage(workflow_id=run.id, stage_id=stage.id, generation=0, user="ann"))
+    settle(engine)
+    assert statuses(run) == {"a": "SUCCEEDED", "b": "SKIPPED", "c": "SUCCEEDED"}
+    assert seen == [1]
 
 
 @pytest.mark.parametrize(("force", "told"), [(False, "ask"), (True, "kill")])

@@ -60,6 +60,7 @@ def children_of(phase: Phase, statuses: str) -> list[Child]:
         ("TERMINAL", "NOT_STARTED", "", CONTINUE, "FAILED_CONTINUE"),
         # What a task says itself is not mapped.
         ("", "STOPPED SKIPPED", "", CONTINUE, "STOPPED"),
+        ("", "CANCELED STOPPED", "", {}, "STOPPED"),
         ("", "CANCELED SKIPPED", "", CONTINUE, "CANCELED"),
         ("", "FAILED_CONTINUE SUCCEEDED", "", {}, "FAILED_CONTINUE"),
         ("FAILED_CONTINUE", "SUCCEEDED", "", {}, "FAILED_CONTINUE"),

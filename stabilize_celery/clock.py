@@ -152,7 +152,7 @@ class FakeClock(Clock):
         return False
 
     def synchronise(self, database_time: datetime, reading: datetime | None = None) -> None:
-        """A fake clock follows nobody."""
+        """A fake clock follows no other clock."""
 
     def advance(self, seconds: float) -> None:
         """Move forward by ``seconds``.

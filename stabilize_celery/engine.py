@@ -298,7 +298,7 @@ class Stabilize(Nesting, Maintenance):
             name: of the entry in ``beat_schedule``, and a part of the key that keeps a tick from being started twice.
             when: a ``crontab``, or an interval (a timedelta, or seconds) counted from 1970-01-01 00:00 UTC.
             source: a function that makes the workflow, given the planned time if it takes a parameter; or the path
-                of a workflow file, which is read anew each time.
+                of a workflow file, which is read each time.
 
         Raises:
             ConfigurationError: no Celery app, a name that is taken, or arguments of another kind.
@@ -325,7 +325,7 @@ class Stabilize(Nesting, Maintenance):
             dedup_key: a second start with the same application and key returns the run that exists.
 
         Raises:
-            TaskNotFoundError: a task type that nobody registered.
+            TaskNotFoundError: an unregistered task type.
             InvalidWorkflowError: something that cannot be stored, an id, name or key that is too long, an empty dedup_key.
             WorkflowStateError: this object was started before.
             StoreError: the database cannot be used at the moment; nothing was started.

@@ -29,7 +29,7 @@ OVERDUE = 60.0
 
 
 class Maintenance:
-    """The part of :class:`stabilize_celery.engine.Stabilize` for whoever operates it."""
+    """The part of :class:`stabilize_celery.engine.Stabilize` for the people who operate it."""
 
     if TYPE_CHECKING:
         app: Celery | None
@@ -60,9 +60,9 @@ class Maintenance:
 
         Args:
             workflow_id: look at this one only.
-            repair: mend what can be mended: send the messages that are missing, count anew, give slots back.
+            repair: mend what can be mended: send the messages that are missing, count again, give slots back.
             user: on whose behalf; it is kept in the history.
-            overdue: after how many seconds a message that nobody sends, or whose worker is gone, is a problem.
+            overdue: after how many seconds a message that no relay sends, or whose worker is gone, is a problem.
             on_progress: called after each batch with what was found so far.
 
         Raises:
@@ -77,7 +77,7 @@ class Maintenance:
         return auditor.repair(found, user) if repair else found
 
     def rebuild(self, on_progress: Callable[[Refilled], None] | None = None) -> Refilled:
-        """Send everything again that somebody could handle now: for a broker that was wiped or replaced.
+        """Send everything again that a worker could handle now: for a broker that was wiped or replaced.
 
         Workers may run meanwhile: what is delivered twice is handled once.  What a worker is at, and what waits for
         its time, is left alone.  On an embedded engine it is handed to :attr:`processor`.
@@ -153,7 +153,7 @@ class Maintenance:
     def retry_dead_letter(self, letter_id: str, *, user: str = "") -> str:
         """Try a dead letter again, when what made it fail is mended.
 
-        If its workflow ended TERMINAL because of it, it is revived: stages that were at work then begin anew, as in
+        If its workflow ended TERMINAL because of it, it is revived: stages that were at work then start again, as in
         a restart.
 
         Returns:

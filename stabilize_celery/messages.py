@@ -163,7 +163,7 @@ class ContinueParentStage(StageLevel):
 class CompleteWorkflow(WorkflowLevel):
     """See whether a workflow has ended.
 
-    ``halted`` says that a stage ended in a halting status: others may have to be canceled, so nobody else may be at
+    ``halted`` says that a stage ended in a halting status: others may have to be canceled, so no other message may be at
     work.  Without it nothing else is going on, and the message is ordinary progress.
     """
 
@@ -285,7 +285,7 @@ class RunHook(TaskLevel):
     runs_user_code: ClassVar[bool] = True
     hook: str = "on_cleanup"
     task_type: str = ""
-    #: The stage as it was, if it has begun anew or is gone since.
+    #: The stage as it was, if a newer generation has started or it is gone.
     stage: dict[str, Any] = field(default_factory=dict)
 
 
@@ -315,7 +315,7 @@ class InvalidTaskId(TaskLevel):
 
 @dataclass(frozen=True, kw_only=True)
 class InvalidTaskType(TaskLevel):
-    """A message named a task type nobody registered."""
+    """A message named an unregistered task type."""
 
     task_type: str = ""
 

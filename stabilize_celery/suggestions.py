@@ -1,4 +1,4 @@
-"""The word somebody probably meant, for error messages."""
+"""The word that was probably meant, for error messages."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def storable(value: Any, where: str) -> Any:
 RESULTS_TYPE = "celery_results"
 #: A failed task lets the others of its group go on, as Celery does; the workflow fails when they are done.
 _POLICY = {"failPipeline": False, "completeOtherBranchesThenFail": True}
-#: Nobody waits for a callback, and its failure is not the canvas's.
+#: No stage waits for a callback, and its failure is not the canvas's.
 _SIDE_POLICY = {"continuePipelineOnFailure": True}
 _CHUNKS = "celery.chunks"
 _MAPS = ("celery.map", "celery.starmap")

@@ -1,4 +1,4 @@
-"""The other half of a task that was handed over: whoever does its work begins it, keeps its lease, and reports."""
+"""The other half of a task that was handed over: the process that does its work starts it, keeps its lease, and reports."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _PAUSE = 0.02
 def begin(
     worker: TaskWorker, message_id: str, on_stop: Callable[[bool], None], patience: float = 0.0
 ) -> BegunTask | None:
-    """Begin the work of a message; ``None`` if it is not wanted: done, canceled, or somebody else is at it.
+    """Begin the work of a message; ``None`` if it is not wanted: done, canceled, or another process holds it.
 
     Args:
         worker: of this process.
         message_id: the row to be taken over.
         on_stop: called, from another thread, when the work is to stop; with true if it has to.
-        patience: how many seconds to wait for whoever is at it to be done.
+        patience: how many seconds to wait for the current holder.
     """
     end = time.monotonic() + patience
     while (claimed := worker.store.begin(message_id, worker.owner, worker.settings.lease)) is None:
@@ -82,7 +82,7 @@ class BegunTask(RunningAttempt):
         return True
 
     def _stop(self, on_stop: Callable[[bool], None]) -> None:
-        # What is handed back is begun again, so nothing is said against it.
+        # What is handed back is started again, so nothing is said against it.
         if not self.lease.stopped:
             on_stop(self.lease.verdict == "kill" or self.lease.expired)
 
@@ -105,7 +105,7 @@ class BegunTask(RunningAttempt):
     def hand_back(
         self, queue: str, delay: float, error: BaseException, own: int | None, **details: Any
     ) -> None:
-        """It will be begun again from its queue; ``own`` is how often the queue system has repeated it by itself."""
+        """It will be started again from its queue; ``own`` is how often the queue system has repeated it by itself."""
         described = describe_error(error, transient=True)
         repeated = own_retries(self._stage, self._message.task_id) if own is None else own
         described["details"][OWN_RETRIES] = repeated
@@ -116,7 +116,7 @@ class BegunTask(RunningAttempt):
         self._finish(outcome)
 
     def let_go(self) -> None:
-        """The process is being ended, which is no attempt: it is begun again soon, by another."""
+        """The process is being ended, which is no attempt: another process starts it again soon."""
         self._close(Outcome(Verdict.HANDED_BACK))
         self._worker.hand_back(self._row["id"], self._row["claims"])
 

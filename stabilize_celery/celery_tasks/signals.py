@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 3.0
 #: The entrypoints that run bodies.
 _BODIES = {TASK_PREFIX + name for name, cls in MESSAGE_TYPES.items() if cls.runs_user_code}
-#: On a task's request: what was begun, or that it was not wanted.
+#: On a task's request: what was started, or that it was not wanted.
 _BEGUN, _REFUSED = "stabilize_begun", "stabilize_refused"
 #: In a worker's main process: the requests it has received, by Celery task id.
 _received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
@@ -66,7 +66,7 @@ def _on_prerun(task: Any = None, **_: Any) -> None:
     engine = _engine(task.app) if message_id else None
     if engine is None or message_id is None:
         return
-    # Until it has begun for sure, it has not.
+    # Until its start is certain, it is refused.
     setattr(request, _REFUSED, True)
     app, celery_id = task.app, request.id
 

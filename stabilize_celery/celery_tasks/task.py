@@ -191,7 +191,7 @@ def conclude(stage: StageExecution, state: str | None, value: Any, ignored: bool
         stage: the stage.
         state: Celery's name for how it ended.
         value: what it returned or raised.
-        ignored: nobody was meant to see its result, so one that is not JSON is no failure.
+        ignored: its result is not meant to be seen, so one that is not JSON is no failure.
 
     Raises:
         TransientError: it was raised by the task.

@@ -5,7 +5,7 @@ whose successor, a join, still waits for others.  A stage that ends hands one on
 starts swallows all but one of those that waited in it; a branch that leads nowhere ends.  The workflow has ended
 exactly when no token is left (compare the marking of a workflow net: van der Aalst, "The Application of Petri Nets to
 Workflow Management", 1998).  In the ordinary course of things the count is kept incrementally; whatever rewires the
-workflow counts anew with :func:`recount`.
+workflow counts again with :func:`recount`.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def workflow_outcome(
 
     Args:
         statuses: of the stages of the workflow itself, without synthetic ones.
-        is_canceled: somebody canceled it.
+        is_canceled: it was canceled by a person.
         fail_at_end: a STOPPED stage asked for ``completeOtherBranchesThenFail``.
 
     A workflow ends SUCCEEDED, TERMINAL or CANCELED (decision 16).

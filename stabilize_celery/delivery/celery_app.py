@@ -165,7 +165,7 @@ def read_settings(app: Celery) -> Settings:
 
 
 def _add_route(app: Celery, engine: Engine) -> None:
-    """Send entrypoints that somebody calls by hand to the engine's queues; the engine itself names the queue."""
+    """Send entrypoints that are called by hand to the engine's queues; the engine itself names the queue."""
 
     def route(name: str, *_args: Any, **_options: Any) -> dict[str, str] | None:
         if not name.startswith(TASK_PREFIX):

@@ -1,4 +1,4 @@
-"""Handling one message: take it, let its handler and those of its follow-ons run, commit, publish what comes of it."""
+"""Handling one message: take it, let its handler and those of its follow-ons run, commit, publish what follows."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Engine(Protocol):
 
 
 class Publisher(Protocol):
-    """Gets messages to whoever handles them."""
+    """Gets messages to the workers that handle them."""
 
     def publish(self, outgoing: list[Outgoing]) -> None:
         """Send; never raises: what is not sent now, the relay sends later."""
@@ -163,7 +163,7 @@ class Dispatcher:
         return False
 
     def handle(self, message_id: str, *, was_sent: bool = True) -> bool:
-        """Handle a control message, and then those it left for this process, which nobody sent."""
+        """Handle a control message, and then those it left for this process, which were not sent."""
         handled = False
         waiting = deque([message_id])
         while waiting:
@@ -240,7 +240,7 @@ class Dispatcher:
                 if is_unavailable(error) and not (attempt is None and is_canceled(error)):
                     raise
                 if inline is None and not isinstance(error, InvalidMessageError):
-                    # A follow-on may be at fault: alone in its own transaction it takes nobody with it.
+                    # A follow-on may be at fault: alone in its own transaction it takes no other message with it.
                     logger.debug(
                         "message %s is repeated without follow-ons",
                         message_id,

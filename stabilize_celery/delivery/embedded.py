@@ -40,9 +40,9 @@ class LocalPublisher:
 
 
 class EagerLoop:
-    """For ``task_always_eager``: the thread that publishes a message handles it, and what comes of it, before it goes on.
+    """For ``task_always_eager``: the thread that publishes a message handles it, and what follows, before it goes on.
 
-    What comes of a message is handled after it and not within it, however long the workflow is.  What is due later is
+    What follows a message is handled after it and not within it, however long the workflow is.  What is due later is
     left in the database, for :meth:`drain`.
 
     Args:
@@ -58,7 +58,7 @@ class EagerLoop:
         self._here = threading.local()
 
     def publish(self, outgoing: list[Outgoing]) -> None:
-        """Handle messages, unless this thread is at it: then they are next."""
+        """Handle messages, unless this thread handles them: then they are next."""
         found = [(message.id, message.type) for message in outgoing]
         waiting: deque[tuple[str, str]] | None = getattr(self._here, "waiting", None)
         if waiting is None:

@@ -141,7 +141,7 @@ class CeleryPublisher:
         return self._channel
 
     def _has_news(self) -> bool:
-        """Whether the broker closed the connection, or returned a message, while nobody looked.
+        """Whether the broker closed the connection, or returned a message, between two publishes.
 
         Writing to a connection that the other side has closed succeeds once, and the message is gone.
         """

@@ -1,7 +1,7 @@
 """The relay: sends what is overdue, and what was waiting for its time.
 
-Most messages are published by whoever wrote them, right after the commit.  The relay takes care of the rest: delayed
-ones, those whose publishing failed, those of workers that died, all of them after the broker was wiped.  It runs in a
+Most messages are published by the process that wrote them, right after the commit.  The relay takes care of the rest:
+delayed ones, those whose publishing failed, those of workers that died, all of them after the broker was wiped.  It runs in a
 thread of every worker; several share the work by skipping each other's locks.
 """
 
@@ -309,7 +309,7 @@ def refill(
     settings: Settings,
     on_progress: Callable[[Refilled], None] | None = None,
 ) -> Refilled:
-    """Send everything that somebody could handle now.
+    """Send everything that a worker could handle now.
 
     Workers may run meanwhile: what is delivered twice is handled once.
 

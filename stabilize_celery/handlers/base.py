@@ -60,7 +60,7 @@ def find_stage(message: StageLevel, unit: Unit) -> StageExecution | None:
         )
         return None
     if stage.generation != message.generation:
-        refused(message, unit, "the stage has begun anew since", stage)
+        refused(message, unit, "it belongs to an older generation of the stage", stage)
         logger.info(
             "%s for stage %s dropped: it is of generation %d, the stage of %d",
             message.type,
@@ -130,6 +130,6 @@ class InvalidTaskIdHandler(_InvalidHandler):
 
 
 class InvalidTaskTypeHandler(_InvalidHandler):
-    """A task type nobody registered."""
+    """An unregistered task type."""
 
     message_type = InvalidTaskType

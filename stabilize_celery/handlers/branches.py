@@ -32,7 +32,7 @@ def _pass_on(unit: Unit, stage: StageExecution) -> None:
         if waits(following):
             waiting.append(following)
         elif following.blocked and following.status is S.NOT_STARTED:
-            # It can never start, but whoever counts anew must find the same.
+            # It can never start, but a recount must find the same.
             _arrive(unit, following)
     ready = [following for following in waiting if _arrive(unit, following)]
     start_all(unit, ready)

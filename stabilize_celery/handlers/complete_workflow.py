@@ -26,7 +26,7 @@ class CompleteWorkflowHandler(Handler[CompleteWorkflow]):
                 end_workflow(unit, workflow, S.SUCCEEDED)
             return
         if not message.halted:
-            # Its stages are looked at, whose turn to be locked is before the workflow's: nobody else may be at work.
+            # Its stages are looked at, whose turn to be locked is before the workflow's: no other message may be at work.
             if workflow.live_branches == 0:
                 unit.send(CompleteWorkflow(workflow_id=workflow.id, halted=True))
             return

@@ -70,7 +70,7 @@ class ExpireStageHandler(Handler[ExpireStage]):
             return
         left = (stage.deadline - unit.now).total_seconds()
         if left > 0 or unit.is_at_work(stage):
-            # Whoever runs its task keeps the time, and calls on_timeout.
+            # The worker of its task keeps the time, and calls on_timeout.
             unit.send(message, delay=max(left, _LOOK_AGAIN))
             return
         unit.whole(stage.execution.id)

@@ -1,4 +1,4 @@
-"""ResumeWorkflow: go on after a pause, or after waiting for a slot with work already begun."""
+"""ResumeWorkflow: go on after a pause, or after waiting for a slot with work already started."""
 
 from __future__ import annotations
 

@@ -89,11 +89,11 @@ class RunTaskHandler(Handler[RunTask]):
     def _hand_over(self, outcome: Outcome, unit: Unit, stage: StageExecution, task: TaskExecution) -> None:
         to = outcome.hand_over
         assert to is not None
-        # Sending it is no attempt; having begun it was one.
-        begun = outcome.error is not None
-        unit.requeue(delay=outcome.delay, counted=begun, error=outcome.error, waits_in=to.queue)
+        # Sending it is no attempt; its start was one.
+        started = outcome.error is not None
+        unit.requeue(delay=outcome.delay, counted=started, error=outcome.error, waits_in=to.queue)
         unit.record(
-            "retry" if begun else "launch",
+            "retry" if started else "launch",
             stage.execution.id,
             stage=stage,
             task_id=task.id,
@@ -104,7 +104,7 @@ class RunTaskHandler(Handler[RunTask]):
     def _returned(
         self, outcome: Outcome, result: TaskResult, unit: Unit, stage: StageExecution, task: TaskExecution
     ) -> None:
-        # A signal resumes one suspension: whoever was woken by it has seen it now, unless it is still at it.
+        # A signal resumes one suspension: the task that was woken by it has seen it now, unless it still runs.
         seen = SIGNAL_KEYS if result.status is not S.RUNNING else ()
         update_context(unit, stage, result.context, drop=seen)
         if result.outputs:

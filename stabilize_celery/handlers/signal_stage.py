@@ -11,7 +11,7 @@ from stabilize_celery.models.status import WorkflowStatus as S
 
 
 class SignalStageHandler(Handler[SignalStage]):
-    """One signal resumes one suspension.  Nobody waiting: a persistent signal is kept, a transient one is lost."""
+    """One signal resumes one suspension.  No task waits: a persistent signal is kept, a transient one is lost."""
 
     message_type = SignalStage
 

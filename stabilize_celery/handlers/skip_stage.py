@@ -65,7 +65,7 @@ class SkipStageHandler(Handler[SkipStage]):
             resume_progress(unit, workflow)
 
     def _end(self, unit: Unit, stage: StageExecution, reason: str, user: str | None) -> None:
-        begun = stage.status is not S.NOT_STARTED
+        started = stage.status is not S.NOT_STARTED
         active = active_tasks(stage)
         abandon_work(unit, stage, reason, user)
         for task in stage.tasks:
@@ -76,6 +76,6 @@ class SkipStageHandler(Handler[SkipStage]):
         if stage.status in (S.SUSPENDED, S.PAUSED):
             transition(unit, stage, S.RUNNING, "to be skipped", actor=user)
         transition(unit, stage, S.SKIPPED, reason, actor=user, end_time=unit.now, released=False)
-        if begun:
+        if started:
             send_hooks(unit, stage, "on_cancel", active)
             send_hooks(unit, stage, "on_cleanup", stage.tasks)

@@ -1,7 +1,7 @@
 """Concurrency limits: who may run, who waits, who is sent away.
 
 Slots are given out under the lock of one row per configuration, so they are never over-granted; every way in which an
-execution can stop holding its slot sends StartWaitingWorkflows, so nobody polls for one.
+execution can stop holding its slot sends StartWaitingWorkflows, so no execution polls for one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stabilize_celery.models.workflow import Workflow
 def admit(unit: Unit, workflow: Workflow, slots: Slots) -> bool:
     """Give a slot to an execution, or let it wait; returns whether it has one.
 
-    The limit of the newest execution of the configuration counts (decision 12).  Whoever comes while others wait
+    The limit of the newest execution of the configuration counts (decision 12).  One that comes while others wait
     queues behind them.
     """
     assert workflow.pipeline_config_id is not None

@@ -32,8 +32,8 @@ class StartStageHandler(Handler[StartStage]):
         if stage.execution.status.is_complete:
             return
         see_upstreams(unit, stage)
-        if (wish := stage.context.get(SKIP_KEY)) is not None:
-            unit.send(SkipStage(**stage_ids(stage), **wish))
+        if (request := stage.context.get(SKIP_KEY)) is not None:
+            unit.send(SkipStage(**stage_ids(stage), **request))
             return
         if stage.start_time_expiry is not None and stage.start_time_expiry <= unit.now:
             unit.send(SkipStage(**stage_ids(stage), reason="its start time has expired"))

@@ -44,7 +44,7 @@ _PURGED = "a newer execution of its configuration was started in its place (keep
 
 
 def _send_away(unit: Unit, workflow: Workflow) -> None:
-    """It may have begun before it was paused or restarted: canceling it is work of its own."""
+    """It may have started before it was paused or restarted: canceling it is work of its own."""
     unit.change(workflow, is_canceled=True)
     unit.send(CancelWorkflow(workflow_id=workflow.id, user="system", reason=_PURGED))
 

@@ -175,14 +175,14 @@ def send_hooks(unit: Unit, stage: StageExecution, hook: str, tasks: list[TaskExe
 
 
 def active_tasks(stage: StageExecution) -> list[TaskExecution]:
-    """The tasks that have begun and not ended."""
+    """The tasks that have started and not ended."""
     return [task for task in stage.tasks if task.status in (S.RUNNING, S.SUSPENDED, S.PAUSED)]
 
 
 def cancel_stage(
     unit: Unit, stage: StageExecution, reason: str, actor: str | None = None, force: bool = False
 ) -> None:
-    """A stage that has not ended is canceled, and whoever works for it is told.  Its synthetic stages are not."""
+    """A stage that has not ended is canceled, and its worker is asked to stop.  Its synthetic stages are not."""
     active = active_tasks(stage)
     abandon_work(unit, stage, reason, actor, force)
     for task in stage.tasks:
@@ -196,7 +196,7 @@ def cancel_stage(
 def abandon_work(
     unit: Unit, stage: StageExecution, reason: str, actor: str | None = None, force: bool = False
 ) -> None:
-    """Whoever works for a stage is told that it is not wanted any more: its worker, its sub-workflow."""
+    """The worker and the sub-workflow of a stage learn that it is not wanted any more."""
     unit.stop_running(stage, force=force)
     # Not by the id in its context: that is stored with the result of the task, which may never come.
     for child in unit.inner_workflows(stage) if active_tasks(stage) else ():
@@ -204,13 +204,13 @@ def abandon_work(
 
 
 def reset_stage(unit: Unit, stage: StageExecution, reason: str, actor: str | None = None) -> None:
-    """A stage begins anew, in a new generation: nothing of its last pass counts any more but its context.
+    """A stage starts again, in a new generation: nothing of its last pass counts any more but its context.
 
     Messages of the old generation are stale from here on (promise P5).
     """
     abandon_work(unit, stage, reason, actor)
     if not stage.status.is_complete and stage.status is not S.NOT_STARTED:
-        # Its pass ends here: whoever worked for it gives up and clears away.
+        # This generation ends; its worker stops and runs on_cleanup.
         send_hooks(unit, stage, "on_cancel", active_tasks(stage))
         send_hooks(unit, stage, "on_cleanup", stage.tasks)
     unit.keep_for_hooks(stage)

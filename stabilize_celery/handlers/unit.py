@@ -158,12 +158,12 @@ class Unit(Protocol):
     ) -> None:
         """Put the message being handled back, to be due in ``delay`` seconds; ``counted`` keeps the attempt.
 
-        One that ``waits_in`` a queue can be begun at once by whoever finds its work there; ``delay`` is when the relay
-        looks after it.
+        One that ``waits_in`` a queue can be started at once by the process that finds its work there; ``delay`` is
+        when the relay looks after it.
         """
 
     def stop_running(self, stage: StageExecution, *, force: bool) -> None:
-        """Tell whoever runs a task of the stage that it is not wanted any more, and drop what is queued for it."""
+        """Cancel the leases of a stage's tasks, and drop what is queued for it."""
 
     def is_at_work(self, stage: StageExecution) -> bool:
         """Whether a worker runs a task of the stage, as far as its lease tells."""

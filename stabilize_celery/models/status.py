@@ -17,7 +17,7 @@ class WorkflowStatus(Enum):
     NOT_STARTED = ("NOT_STARTED", False, False)
     #: The work is going on.
     RUNNING = ("RUNNING", False, False)
-    #: Somebody paused the workflow; ``resume`` continues it.
+    #: The workflow was paused; ``resume`` continues it.
     PAUSED = ("PAUSED", False, False)
     #: A task waits for a signal.
     SUSPENDED = ("SUSPENDED", False, False)
@@ -45,7 +45,7 @@ class WorkflowStatus(Enum):
 
     @property
     def is_successful(self) -> bool:
-        """It ended and nobody needs to look at it."""
+        """It ended well."""
         return self in _SUCCESSFUL
 
     @property

@@ -85,7 +85,7 @@ class WorkflowType(Enum):
 class Workflow:
     """One execution of a graph of stages.
 
-    ``context`` is given by whoever starts it and visible to people, conditions and :meth:`get_context`.  Times are
+    ``context`` is given at its start and visible to people, conditions and :meth:`get_context`.  Times are
     timezone-aware.
     """
 

@@ -1,8 +1,8 @@
 """Watching the engine: observers are told every transition, after the transaction that made it has committed.
 
 An observer is called in the process that committed, with the transitions of one transaction in the order they were
-made.  It is told **at most once**: a process that dies between the commit and the call tells nobody, and nobody else
-makes up for it.  What must not be missed is a stage of the workflow, or read from the history.
+made.  It is called **at most once**: a process that dies between the commit and the call calls no observer, and no
+other process makes up for it.  What must not be missed is a stage of the workflow, or read from the history.
 """
 
 from __future__ import annotations

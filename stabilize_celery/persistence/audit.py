@@ -171,7 +171,7 @@ def read_sub_workflows(connection: Connection, workflow_ids: Sequence[str]) -> d
 
 
 def read_slots(connection: Connection) -> list[Slots]:
-    """Every configuration for which somebody waits."""
+    """Every configuration for which executions wait."""
     counted = connection.execute(
         select(
             workflows.c.pipeline_config_id,
@@ -302,7 +302,7 @@ def lock_standing(unit: UnitOfWork, workflow_id: str) -> Standing | None:
 
 
 def delete_idle(connection: Connection, message_id: str) -> bool:
-    """Delete a message that nobody holds."""
+    """Delete a message without a lease."""
     deleted = connection.execute(
         delete(messages).where(messages.c.id == message_id, messages.c.lease_owner.is_(None))
     )

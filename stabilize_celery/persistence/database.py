@@ -501,7 +501,7 @@ _open_databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
 def disconnect() -> None:
-    """Close the connections of this process that nobody uses at the moment; they are made again when needed."""
+    """Close the connections of this process that are idle; they are made again when needed."""
     for database in list(_open_databases):
         if not database._in_memory:
             database.engine.dispose()

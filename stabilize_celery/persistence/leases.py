@@ -64,7 +64,7 @@ class LeaseStore(BaseStore):
                 row = row_of(connection, queries.read_stage_whole, {"stage_id": claimed["stage_id"]})
             if row is not None:
                 seen = claimed.get("seen_outputs") or {}
-                # One that was planned anew since then has none.
+                # One that was planned again since then has none.
                 outputs = {stage_id: each for stage_id, each in seen.items() if each is not None}
                 self._read_for_running(connection, found, row, outputs)
             return found
@@ -151,7 +151,7 @@ class HandOverStore(LeaseStore):
         return self._readable(super().claim(message_id, owner, lease))
 
     def begin(self, message_id: str, owner: str, lease: float) -> Claimed | None:
-        """Take over a handed-over task; ``None`` if it is gone, or begun by somebody who still lives."""
+        """Take over a handed-over task; ``None`` if it is gone, or its holder still lives."""
         return self._readable(self._claim(self.queries.begin, message_id, owner, lease))
 
     def _readable(self, found: Claimed | None) -> Claimed | None:
@@ -184,14 +184,14 @@ _BATCH = 10_000
 
 
 def count_sent(store: BaseStore, queue: str, most: int) -> int:
-    """How many messages were sent to a queue and not begun, counted up to ``most``."""
+    """How many messages were sent to a queue and not started, counted up to ``most``."""
     some = select(literal_column("1")).where(messages.c.queue == queue, _SENT).limit(most).subquery()
     with store.database.autocommit() as connection:
         return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
 def put_off(store: BaseStore, queue: str, delay: float, *, handed_over: bool = False) -> int:
-    """Let nobody look at the overdue messages of a queue for ``delay`` seconds.
+    """Postpone republishing the overdue messages of a queue for ``delay`` seconds.
 
     Args:
         store: where they are.
@@ -225,7 +225,7 @@ def take_waiting(
     limit: int,
     next_send: Callable[[dict[str, Any]], float],
 ) -> list[dict[str, Any]]:
-    """Messages that somebody could handle now, whenever they were sent last; each is marked as sent.
+    """Messages that a worker could handle now, whenever they were sent last; each is marked as sent.
 
     Not those that a worker is at.  Work that was handed to a Celery queue is among them unless that task asked to be
     repeated later: then it waits for its time.

@@ -36,7 +36,7 @@ _STAGE_PREFIX = "st_"
 _waits = messages.c.lease_owner.startswith(WAITS_IN)
 
 
-#: Types whose rows are claimed under a lease; the others are taken.  Whoever mixes them up finds nothing.
+#: Types whose rows are claimed under a lease; the others are taken.  The wrong one finds nothing.
 _CLAIMED: list[Any] = [
     literal_column(f"'{name}'") for name, cls in MESSAGE_TYPES.items() if cls.runs_user_code
 ]
@@ -67,7 +67,7 @@ class Queries:
         self.gate_exclusive = select(func.pg_advisory_xact_lock(gate_key(bindparam("workflow_id"))))
 
     def _take(self) -> ReturningDelete[Any]:
-        """Take a due message that nobody holds: enter its workflow's gate, delete the row, return it.
+        """Take a due message without a lease: enter its workflow's gate, delete the row, return it.
 
         The gate is part of the condition, so that it is entered before the row is locked and in the same round trip.
         """
@@ -234,9 +234,9 @@ mark_sent = (
 
 
 def free_among(*conditions: ColumnElement[bool]) -> Select[Any]:
-    """Those of some messages (``ids``) that nobody has locked, locked.
+    """Those of some messages (``ids``) that no transaction has locked, locked.
 
-    A relay changes many at once, in an order of its own: it passes by what others are at, and so is in nobody's way.
+    A relay changes many at once, in an order of its own: it skips what others have locked, and so blocks no transaction.
     """
     return (
         select(messages.c.id)

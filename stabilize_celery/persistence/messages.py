@@ -165,7 +165,7 @@ class MessageStore(BaseStore):
             return [dict(row._mapping) for row in found]
 
     def take_due(self, limit: int, next_send: Any) -> list[dict[str, Any]]:
-        """Messages to be sent now; each is marked with when it is to be sent again if nothing comes of it.
+        """Messages to be sent now; each is marked with when it is to be sent again if it has no effect.
 
         Args:
             limit: at most that many.
@@ -267,7 +267,7 @@ class MessageStore(BaseStore):
             )
 
 
-#: Of the stored row, what names the message; the rest begins anew.
+#: Of the stored row, what names the message; the rest starts again.
 _KEPT = (
     "id",
     "type",

@@ -44,7 +44,7 @@ def upgrade(database: Database, sql: bool = False, phase: Phase | None = None) -
 
     Args:
         database: which one.
-        sql: change nothing, only return the statements for somebody else to run.
+        sql: change nothing, only return the statements for another person to run.
         phase: only what belongs before (*expand*) or after (*contract*) the deploy.
 
     Raises:

@@ -16,7 +16,7 @@ CHANNEL = "stabilize_due"
 
 
 class Bell:
-    """Waits for somebody to say that a message falls due soon.
+    """Waits for a notice that a message falls due soon.
 
     It only saves time: who misses it looks at the table a little later.  That is why a connection pooler that does not
     pass NOTIFY on does no harm.
@@ -28,7 +28,7 @@ class Bell:
         self._listener: psycopg.Connection[tuple[object, ...]] | None = None
 
     def ring_here(self) -> None:
-        """Wake whoever waits in this process."""
+        """Wake the threads that wait in this process."""
         self._here.set()
 
     def ring(self) -> None:
@@ -39,7 +39,7 @@ class Bell:
                 connection.execute(text(f"NOTIFY {CHANNEL}"))
 
     def wait(self, timeout: float) -> None:
-        """Wait for the bell, ``timeout`` seconds at most."""
+        """Wait for a notice, ``timeout`` seconds at most."""
         if self._here.is_set() or not self._database.is_postgresql:
             self._here.wait(timeout)
         else:

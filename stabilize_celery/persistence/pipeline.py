@@ -166,7 +166,7 @@ class Wire:
     """A connection of psycopg's, spoken to directly.
 
     Args:
-        connection: nobody else uses it at the same time.
+        connection: no other thread uses it at the same time.
         prepares: whether statements may be prepared in its session, and stay so.
         lone_begin: whether a statement that is a transaction by itself needs a BEGIN to be READ COMMITTED.
     """
@@ -185,7 +185,7 @@ class Wire:
         self._numbers = itertools.count()
         self._waiting: list[tuple[str, Sequence[Any], Reply]] = []
         self._batches = 0
-        #: Whether a transaction is begun where psycopg would.
+        #: Whether a transaction is started where psycopg would.
         self.begins = True
         self.lone_begin = lone_begin
 
@@ -250,7 +250,7 @@ class Wire:
             failure = self._receive(replies)
             self._server.exit_pipeline_mode()
         except BaseException as error:
-            # Half of an exchange: whoever came next would be given the rest of it.
+            # A partial read would desynchronise the connection.
             self._server.finish()
             if isinstance(error, psycopg.OperationalError) or not isinstance(error, psycopg.Error):
                 raise
@@ -331,7 +331,7 @@ def wire_of(pooled: Any) -> Wire:
     """The wire of a pooled connection of psycopg; one connection has one."""
     wire: Wire | None = pooled.info.get(_KEY)
     if wire is None or wire._connection is not pooled.driver_connection:
-        # Of somebody else's connection it is not known who else prepares, and forgets, statements there.
+        # On a foreign connection other code may prepare, and deallocate, statements.
         wire = pooled.info[_KEY] = Wire(pooled.driver_connection, prepares=False)
     return wire
 
@@ -439,7 +439,7 @@ def add_rows(connection: Any, table: Table, rows: Sequence[Parameters]) -> None:
 
 @contextmanager
 def batch(connection: Connection, *, commit: bool = False) -> Iterator[None]:
-    """Send the statements of the block, whose results nobody looks at within it, in one round trip.
+    """Send the statements of the block, whose results are not read within it, in one round trip.
 
     Args:
         connection: in a transaction.

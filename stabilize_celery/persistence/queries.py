@@ -171,7 +171,7 @@ lock_workflow = (
 
 read_workflow = select(*workflows.c).where(workflows.c.id == bindparam("workflow_id"))
 
-#: Keep a workflow from being deleted, in nobody else's way.
+#: Keep a workflow from being deleted, without blocking other transactions.
 keep_workflow = (
     select(workflows.c.id)
     .where(workflows.c.id == bindparam("workflow_id"))

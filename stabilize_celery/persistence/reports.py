@@ -22,7 +22,7 @@ from stabilize_celery.persistence.loading import read_inherited
 from stabilize_celery.persistence.store import WorkflowStore
 from stabilize_celery.persistence.tables import edges, history, messages, signals, slots, stages, workflows
 
-#: Nobody waits longer for a page; a search through too much is given up (PostgreSQL).
+#: No page takes longer; a search through too much is given up (PostgreSQL).
 LONGEST_STATEMENT = timedelta(seconds=8)
 
 
@@ -310,7 +310,7 @@ def page_of_history(
 
 
 def check_exists(store: WorkflowStore, workflow_id: str) -> None:
-    """Refuse an id that nobody has.
+    """Refuse an id that no workflow has.
 
     Raises:
         WorkflowNotFoundError: there is none of that id.

@@ -91,8 +91,8 @@ def delete_old(
         # One that a transaction is at is left for the next time.
         free = select(workflows.c.id).where(workflows.c.id.in_(found)).order_by(workflows.c.id)
         locked = list(connection.execute(free.with_for_update(skip_locked=True)).scalars())
-        # Whoever sends a message to one of them locks it first: what was sent until now is seen by this second look, and
-        # from here on nothing is.
+        # A transaction that sends a message to one of them locks it first: what was sent until now is
+        # seen by this second look, and from here on nothing is.
         again = select(workflows.c.id).where(workflows.c.id.in_(locked), _is_old(before, (status,)))
         ids = list(connection.execute(again).scalars())
         letters = connection.execute(delete(dead_letters).where(dead_letters.c.workflow_id.in_(ids))).rowcount

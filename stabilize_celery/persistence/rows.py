@@ -141,7 +141,7 @@ def _paused_from_json(data: Mapping[str, Any]) -> PausedDetails:
     return PausedDetails(**values)
 
 
-#: Before the name of the queue where the work of a handed-over message waits: its ``lease_owner`` until it is begun.
+#: Before the name of the queue where the work of a handed-over message waits: its ``lease_owner`` until it is started.
 WAITS_IN = "queue="
 
 #: In a row's last error while no worker knows its task: ``since`` when, how many ``times``, and what was there ``before``.
@@ -221,6 +221,6 @@ def last_failure(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def waits_in(row: Mapping[str, Any]) -> str | None:
-    """The queue where the work of a handed-over message waits; ``None`` if it is not handed over, or begun."""
+    """The queue where the work of a handed-over message waits; ``None`` if it is not handed over, or was started."""
     owner = row["lease_owner"]
     return owner.removeprefix(WAITS_IN) if owner is not None and owner.startswith(WAITS_IN) else None

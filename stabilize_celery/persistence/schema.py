@@ -10,7 +10,7 @@ from stabilize_celery.errors import SchemaVersionError
 from stabilize_celery.persistence.database import Database, missing_tables
 from stabilize_celery.persistence.tables import PREFIX, STORAGE, metadata
 
-#: The newest Alembic revision this release knows; tables made anew are of it.
+#: The newest Alembic revision this release knows; new tables are of it.
 CURRENT = "0001"
 #: The oldest one its workers can work on: the last of phase *expand*.
 NEEDED = "0001"
@@ -53,7 +53,7 @@ def _create_version_table(connection: Connection) -> None:
 
 
 def lock(connection: Connection) -> None:
-    """Until the transaction ends nobody else makes or changes the tables: two processes may start at once."""
+    """Until the transaction ends no other process makes or changes the tables: two processes may start at once."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(LOCK))
 

@@ -282,7 +282,7 @@ def _insert(
 
 
 def _lock_keys(connection: Executor, workflows: list[Workflow]) -> None:
-    """Until the transaction ends nobody else starts with these keys: whether a start counts is known only then."""
+    """Until the transaction ends no other transaction starts with these keys: whether a start counts is known only then."""
     if connection.dialect.name != "postgresql":
         return
     keys = {f"{w.application}/{w.dedup_key}" for w in workflows if w.dedup_key is not None}

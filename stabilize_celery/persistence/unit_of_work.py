@@ -39,7 +39,7 @@ from stabilize_celery.stages.builder import StageDefinitionBuilderFactory
 from stabilize_celery.tasks.outcome import Attempt
 from stabilize_celery.tasks.registry import TaskRegistry
 
-#: Messages that make no sense any more once their stage has ended or begun anew.
+#: Messages that make no sense any more once their stage has ended or a newer generation started.
 _TIMERS = ("ExpireSuspension", "ExpireStage")
 _TASK_MESSAGES = ("RunTask", *_TIMERS)
 
@@ -200,7 +200,7 @@ class Sends(Loads):
         self.connection.execute(delete(messages).where(messages.c.id.in_(passed_by)))
 
     def _stop(self, stage_ids: list[str], *, force: bool) -> dict[str, int]:
-        """Tell whoever works for these stages; returns the last fencing token of each task that was under way."""
+        """Cancel the leases of these stages; returns the last fencing token of each task that was under way."""
         self._new_messages = [
             row
             for row in self._new_messages

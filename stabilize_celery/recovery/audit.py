@@ -102,7 +102,7 @@ class Auditor:
         leased = row["lease_owner"] is not None and waits_in(row) is None
         told = f"{row['type']} {row['id']}" + (f" of {row['label']}" if row["label"] else "")
         seconds = (self._store.now() - row["send_at"]).total_seconds()
-        what = f"its worker {row['lease_owner']} is gone" if leased else "nobody sent it"
+        what = f"its worker {row['lease_owner']} is gone" if leased else "it was not sent"
         return Problem(
             "expired lease" if leased else "overdue message",
             f"{told} was due {seconds:.0f} s ago; {what}: no relay is running, or it cannot keep up",

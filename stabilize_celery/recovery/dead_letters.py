@@ -1,9 +1,9 @@
 """Dead letters: what is to be done with them.
 
 When a message is given up its workflow ends TERMINAL with that reason, so that nothing hangs.  Trying it again takes
-that back, by the rules of a restart: the workflow is revived, the stages that were canceled for the letter begin anew
+that back, by the rules of a restart: the workflow is revived, the stages that were canceled for the dead letter start again
 in a new generation (their tasks have been told that they were canceled, and cleaned up after themselves), and whatever
-is ready starts.  That makes most messages anew; only what a person or another workflow had asked for is put back.
+is ready starts.  That makes most messages again; only what a person or another workflow had asked for is put back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stabilize_celery.persistence.audit import alone, read_config
 from stabilize_celery.persistence.rows import message_of, outgoing
 from stabilize_celery.persistence.unit_of_work import UnitOfWork
 
-#: What somebody asked for: nothing else makes these messages anew.
+#: User requests: nothing else makes these messages again.
 _WISHES = (
     "CancelWorkflow",
     "PauseWorkflow",

@@ -19,7 +19,7 @@ class Remedy(Enum):
 
     #: Send the message that is missing.
     SEND = "send"
-    #: Count branches and arrivals anew, start what is ready, end the workflow if nothing is left.
+    #: Count branches and arrivals again, start what is ready, end the workflow if nothing is left.
     RECOUNT = "recount"
     #: The same among the synthetic stages of one stage.
     RECOUNT_CHILDREN = "recount children"

@@ -73,10 +73,10 @@ def next_message(stage: StageExecution) -> Message:
     ids = stage_ids(stage)
     phase = current_phase(stage)
     waiting = next((task for task in stage.tasks if task.status is S.NOT_STARTED), None)
-    begun = any(task.status is not S.NOT_STARTED for task in stage.tasks)
+    started = any(task.status is not S.NOT_STARTED for task in stage.tasks)
     if any(stage.own_context.get(key) for key in (*PLANNING_FAILED.values(), TIMED_OUT)):
         return CompleteStage(**ids)
-    if phase is Phase.BEFORE and not begun:
+    if phase is Phase.BEFORE and not started:
         return ContinueParentStage(**ids, phase=Phase.BEFORE)
     if waiting is not None and phase in (None, Phase.BEFORE):
         return StartTask(**ids, task_id=waiting.id)
@@ -86,7 +86,7 @@ def next_message(stage: StageExecution) -> Message:
 
 
 def _recount_children(unit: Unit, stage: StageExecution, actor: str) -> None:
-    """Count anew among the synthetic stages of a stage, or among the siblings of a synthetic one."""
+    """Count again among the synthetic stages of a stage, or among the siblings of a synthetic one."""
     family = Family(stage.execution)
     parent = (
         stage

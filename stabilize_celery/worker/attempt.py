@@ -355,7 +355,7 @@ class RunningAttempt:
         return scope
 
     def _outcome(self, call: Callable[[], Any]) -> Outcome:
-        """What comes of code of the user's: whatever it raises is the failure of this task, with its own text."""
+        """The outcome of user code: whatever it raises is the failure of this task, with its own text."""
         try:
             with ENDING.released():
                 result = call()

@@ -48,7 +48,7 @@ class Ending:
         self._held = False
         self._pending: int | None = None
         self._late = False
-        #: When the message that is handled was begun, by ``time.monotonic``.
+        #: When the message that is handled was started, by ``time.monotonic``.
         self.held_at = 0.0
         self._soft: int | None = None
         self._raised_at = -_SAME_ORDER

@@ -41,7 +41,7 @@ class Lease:
     expired: bool = False
     #: Its process is being ended: the attempt is handed back, whatever its code returns.
     stopped: bool = False
-    #: ``ask`` or ``kill`` when its work is not wanted any more, ``lost`` when it is somebody else's.
+    #: ``ask`` or ``kill`` when its work is not wanted any more, ``lost`` when another process has it.
     verdict: str | None = None
     #: When the process is to be ended if the task has not come back by then.
     kill_at: float | None = None

@@ -92,7 +92,7 @@ class PoolSlot:
         self._message_id = ""
 
     def fill(self, message_id: str, token: int, deadline: float) -> None:
-        """The process has begun this; of several at once the first counts."""
+        """The process has started this; of several at once the first counts."""
         if self._message_id:
             return
         name = message_id.encode()

@@ -88,7 +88,7 @@ class TaskWorker:
         """
         row = self.store.message(message_id)
         if row is not None and waits_in(row) is not None:
-            # It counts as an attempt, so that it is not sent for ever to a queue where it cannot be begun.
+            # It counts as an attempt, so that it is not sent for ever to a queue where it cannot be started.
             taken = self.store.begin(message_id, self.owner, self.settings.lease)
             row = None if taken is None else taken.row
         elif row is None or owner is None or row["lease_owner"] != owner:
@@ -150,7 +150,7 @@ OWN_RETRIES = "own_retries"
 
 
 def launched(to: HandOver, settings: Settings) -> Outcome:
-    """The outcome of sending a task's work to its queue, which is looked at if nothing comes of it."""
+    """The outcome of sending a task's work to its queue, which is looked at if it has no effect."""
     return Outcome(Verdict.HANDED_OVER, hand_over=to, delay=to.delay + settings.resend_delay)
 
 

@@ -234,7 +234,7 @@ def test_what_was_overtaken_is_recorded_and_changes_nothing(engine: Stabilize) -
         (SignalStage(**ended, signal_name="go", user="kim"), "signal go lost: the stage is SUCCEEDED"),
         (
             SignalStage(**{**active, "generation": 7}, signal_name="go", user="kim"),
-            "SignalStage: the stage has begun anew since",
+            "SignalStage: it belongs to an older generation of the stage",
         ),
     ]
     for message, reason in messages:

@@ -1,8 +1,8 @@
 """The relay: sends what is overdue, and what was waiting for its time.
 
 Most messages are published by the process that wrote them, right after the commit.  The relay takes care of the rest:
-delayed ones, those whose publishing failed, those of workers that died, all of them after the broker was wiped.  It runs in a
-thread of every worker; several share the work by skipping each other's locks.
+delayed ones, those whose publishing failed, those of workers that died, all of them after the broker was wiped.  It runs
+in a thread of every worker; several share the work by skipping each other's locks.
 """
 
 from __future__ import annotations

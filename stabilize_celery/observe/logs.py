@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import multiprocessing
 import struct
 import time
 import zlib
@@ -81,17 +82,25 @@ _formatter = logging.Formatter()
 #: What was said last in each of some places, and when: in memory that the children of a pool share.
 _PLACES, _PLACE = 64, struct.Struct("dQ")
 _said = mmap.mmap(-1, _PLACES * _PLACE.size)
+#: A child of the pool may be forked while a thread of its parent holds it: none waits for it longer than writing takes.
+_saying, _LONGEST_WAIT = multiprocessing.Lock(), 0.1
 
 
 def seldom(what: str, interval: float = 60.0) -> bool:
     """Whether to say something that this worker, whichever of its processes, has not said for ``interval`` seconds."""
-    key, now = zlib.crc32(what.encode()), time.monotonic()
+    key = zlib.crc32(what.encode())
     place = key % _PLACES * _PLACE.size
-    when, known = _PLACE.unpack_from(_said, place)
-    if known == key and when > 0.0 and 0.0 <= now - when < interval:
-        return False
-    _PLACE.pack_into(_said, place, now, key)
-    return True
+    locked = _saying.acquire(timeout=_LONGEST_WAIT)
+    try:
+        now = time.monotonic()
+        when, known = _PLACE.unpack_from(_said, place)
+        if known == key and when > 0.0 and 0.0 <= now - when < interval:
+            return False
+        _PLACE.pack_into(_said, place, now, key)
+        return True
+    finally:
+        if locked:
+            _saying.release()
 
 
 def warn_of_stray(ours: str, what: str, database: Any) -> None:

@@ -27,6 +27,7 @@ NAMES = st.fixed_dictionaries({}, optional=dict.fromkeys(["x", "y"], JSON))
 
 
 @cases(3500)
+@pytest.mark.slow
 @given(TEXTS, NAMES)
 def test_any_text_is_a_condition_or_refused_with_a_reason(text: str, names: dict[str, Any]) -> None:
     with warnings.catch_warnings():

@@ -107,6 +107,7 @@ DOCUMENT = FORM | st.dictionaries(KEYS | TEXT, JSON, max_size=4)
 
 
 @cases(1500)
+@pytest.mark.slow
 @given(DOCUMENT, st.booleans())
 def test_any_data_as_json(read: Read, data: Any, ascii_only: bool) -> None:
     try:

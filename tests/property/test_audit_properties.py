@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
@@ -24,6 +25,7 @@ class AuditedMachine(Machine):
         return super().step()
 
 
+@pytest.mark.slow
 @given(PLANS)
 @settings(max_examples=int(20 * PERCENT), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_healthy_workflow_is_never_reported(plan: Plan) -> None:

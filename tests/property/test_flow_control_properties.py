@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -142,6 +143,7 @@ LIMITED_PLANS = st.builds(
 PERCENT = settings().max_examples / 100
 
 
+@pytest.mark.slow
 @given(PLANS)
 @settings(max_examples=int(300 * PERCENT), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_workflow_ends_or_waits_for_a_named_reason(plan: Plan) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from stabilize_celery import Stabilize, StageExecution, TaskResult, Workflow
-from stabilize_celery.observe.logs import FIELDS, ContextFilter, add_context, add_filter
+from stabilize_celery.observe.logs import FIELDS, ContextFilter, add_context, add_filter, seldom
 
 user_logger = logging.getLogger("shop")
 
@@ -110,3 +111,26 @@ def test_structlog() -> None:
     inside, outside = events
     assert (inside["workflow_id"], inside["stage"], inside["amount"]) == (workflow.id, "pay", 3)
     assert set(outside) == {"event", "log_level"}
+
+
+def test_of_several_processes_one_says_it() -> None:
+    """The children of a pool come to the same warning at the same moment."""
+    answers = []
+    for turn in range(20):
+        pids: list[int] = []
+        read, write = os.pipe()
+        gate_read, gate_write = os.pipe()
+        for _ in range(4):
+            pid = os.fork()
+            if pid == 0:
+                os.read(gate_read, 1)
+                os.write(write, b"1" if seldom(f"turn {turn} of {os.getppid()}") else b"0")
+                os._exit(0)
+            pids.append(pid)
+        os.write(gate_write, b"goon")
+        for pid in pids:
+            os.waitpid(pid, 0)
+        answers.append(sorted(os.read(read, 4).decode()))
+        for each in (read, write, gate_read, gate_write):
+            os.close(each)
+    assert answers == [["0", "0", "0", "1"]] * 20

@@ -47,7 +47,7 @@ def test_each_end_is_told_once_after_its_commit(stabilize: Stabilize, ends: list
 
 
 def test_a_cancellation_is_an_end_with_a_reason(stabilize: Stabilize, ends: list[dict[str, Any]]) -> None:
-    run = stabilize.start(workflow("noop"))
+    run = stabilize.run(workflow("approval"), timeout=60)
     run.cancel(user="kim", reason="changed my mind")
     stabilize.processor.drain(60)
 

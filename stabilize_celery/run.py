@@ -21,6 +21,7 @@ from stabilize_celery.errors import (
     described_text,
     described_traceback,
 )
+from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.json_values import ensure_json
 from stabilize_celery.messages import (
     CancelStage,
@@ -40,7 +41,6 @@ from stabilize_celery.models.validation import check_text
 from stabilize_celery.models.workflow import Workflow
 from stabilize_celery.persistence.database import is_unavailable, patiently
 from stabilize_celery.persistence.store import WorkflowStore
-from stabilize_celery.suggestions import did_you_mean
 from stabilize_celery.tasks.approval import APPROVE, REJECT
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.5
@@ -195,7 +195,7 @@ class WorkflowRun:
             WorkflowStateError: it has ended.
         """
         stage = self._active_stage(ref_id, "cancel")
-        self._send(CancelStage(**_ids(stage), user=user, reason=reason), stage.execution)
+        self._send(CancelStage(**stage_ids(stage), user=user, reason=reason), stage.execution)
 
     def pause(self, *, user: str = "") -> None:
         """Start nothing more until :meth:`resume`; task bodies that run finish.
@@ -244,7 +244,7 @@ class WorkflowRun:
                 f"stage {ref_id} is {stage.status}; only a stage that has ended can be restarted",
                 execution_id=self.id,
             )
-        message = RestartStage(**_ids(stage), user=user, pipeline_config_id=workflow.pipeline_config_id)
+        message = RestartStage(**stage_ids(stage), user=user, pipeline_config_id=workflow.pipeline_config_id)
         self._send(message, workflow)
 
     def skip_stage(self, ref_id: str, *, reason: str = "", user: str = "") -> None:
@@ -254,7 +254,7 @@ class WorkflowRun:
             WorkflowStateError: it has ended.
         """
         stage = self._active_stage(ref_id, "skip")
-        self._send(SkipStage(**_ids(stage), user=user, reason=reason), stage.execution)
+        self._send(SkipStage(**stage_ids(stage), user=user, reason=reason), stage.execution)
 
     def signal(
         self,
@@ -287,7 +287,11 @@ class WorkflowRun:
         ensure_json(data or {}, f"signal {name}")
         stage = self._active_stage(ref_id, "signal")
         message = SignalStage(
-            **_ids(stage), signal_name=name, signal_data=dict(data or {}), persistent=persistent, user=user
+            **stage_ids(stage),
+            signal_name=name,
+            signal_data=dict(data or {}),
+            persistent=persistent,
+            user=user,
         )
         self._send(message, stage.execution)
 
@@ -322,12 +326,7 @@ class WorkflowRun:
     def _stage(self, ref_id: str) -> StageExecution:
         if not isinstance(ref_id, str):
             raise StageNotFoundError(f"a stage is named by its ref_id, not by {ref_id!r:.100}")
-        found, known = self._engine.store.find_stage(self.id, ref_id)
-        if found is None:
-            raise StageNotFoundError(
-                f"workflow {self.id} has no stage {ref_id!r}{did_you_mean(ref_id, known)}"
-            )
-        return found
+        return self._engine.store.find_stage(self.id, ref_id)
 
     def _active_stage(self, ref_id: str, verb: str) -> StageExecution:
         stage = self._stage(ref_id)
@@ -339,10 +338,6 @@ class WorkflowRun:
 def _refuse_ended(status: S, what: str, verb: str, workflow_id: str) -> None:
     if status.is_complete:
         raise WorkflowStateError(f"cannot {verb} {what}: it ended {status}", execution_id=workflow_id)
-
-
-def _ids(stage: StageExecution) -> dict[str, Any]:
-    return {"workflow_id": stage.execution.id, "stage_id": stage.id, "generation": stage.generation}
 
 
 #: Name on the command line and in the HTTP API -> the method, and what it does: a sentence for a list of verbs, then more.

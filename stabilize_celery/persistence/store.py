@@ -12,7 +12,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from stabilize_celery.context.stage_context import get_merged_ancestor_outputs
-from stabilize_celery.errors import WorkflowNotFoundError, WorkflowStateError
+from stabilize_celery.errors import StageNotFoundError, WorkflowNotFoundError, WorkflowStateError
 from stabilize_celery.json_values import is_storable
 from stabilize_celery.models.stage import Phase, StageExecution
 from stabilize_celery.models.status import WorkflowStatus
@@ -23,6 +23,7 @@ from stabilize_celery.persistence.leases import HandOverStore
 from stabilize_celery.persistence.messages import MessageStore
 from stabilize_celery.persistence.pipeline import add_rows, answer_of, batch, insert_rows
 from stabilize_celery.persistence.tables import edges, history, messages, stages, workflows
+from stabilize_celery.suggestions import did_you_mean
 
 
 class WorkflowStore(MessageStore, HandOverStore):
@@ -199,31 +200,32 @@ class WorkflowStore(MessageStore, HandOverStore):
             raise WorkflowNotFoundError(f"there is no stage {stage_id} in {self.database.name}")
         return self.retrieve(found).stage_by_id(stage_id)
 
-    def find_stage(self, workflow_id: str, ref_id: str) -> tuple[StageExecution | None, list[str]]:
+    def find_stage(self, workflow_id: str, ref_id: str) -> StageExecution:
         """A stage by its ref_id, or a synthetic one by its name if that is unique; its workflow knows no other stages.
 
-        Returns:
-            It, or ``None`` and the ref_ids that there are.
+        Raises:
+            WorkflowNotFoundError: there is no such workflow.
+            StageNotFoundError: it has no such stage.
         """
         workflow = self.head(workflow_id)
         of_workflow = select(*stages.c).where(stages.c.workflow_id == workflow_id)
-        known: list[str] = []
+        is_own = stages.c.parent_stage_id.is_(None)
+        found: Sequence[Any] = ()
         with self.database.autocommit() as connection:
-            found = (
-                connection.execute(of_workflow.where(stages.c.ref_id == ref_id)).all()
-                if is_storable(ref_id)
-                else []
-            )
-            if not found:
+            if is_storable(ref_id):
                 # Synthetic stages have made-up ref_ids; people know them by name.
-                everything = connection.execute(of_workflow.order_by(stages.c.id)).all()
-                found = [row for row in everything if row.parent_stage_id is not None and row.name == ref_id]
-                known = [row.ref_id for row in everything if row.parent_stage_id is None]
-        if len(found) != 1:
-            return None, known
+                named = of_workflow.where(~is_own, stages.c.name == ref_id)
+                by_ref = connection.execute(of_workflow.where(stages.c.ref_id == ref_id)).all()
+                found = by_ref or connection.execute(named).all()
+            if len(found) != 1:
+                refs = of_workflow.with_only_columns(stages.c.ref_id).where(is_own).order_by(stages.c.id)
+                known = connection.execute(refs).scalars().all()
+                raise StageNotFoundError(
+                    f"workflow {workflow_id} has no stage {ref_id!r}{did_you_mean(ref_id, known)}"
+                )
         stage = rows.stage_from_row(dict(found[0]._mapping))
         stage.execution = workflow
-        return stage, known
+        return stage
 
     def get_upstream_stages(self, workflow_id: str, ref_id: str) -> list[StageExecution]:
         """The stages a stage directly requires."""

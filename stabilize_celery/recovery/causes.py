@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from stabilize_celery.dag.branches import recount
+from stabilize_celery.handlers.base import stage_ids
 from stabilize_celery.messages import (
     CancelWorkflow,
     ExpireStage,
@@ -194,7 +195,7 @@ class _Examination:
             # What is wrong with those of the workflow itself shows in its counts.
             self.causes["waits for other stages"] += 1
         else:
-            start = StartStage(**_ids(stage))
+            start = StartStage(**stage_ids(stage))
             self._problem("no message", "it is ready, and no message starts it", Remedy.SEND, stage, start)
 
     def _running(self, stage: StageExecution) -> None:
@@ -249,10 +250,10 @@ class _Examination:
         sent = self._sent(stage)
         timers: list[tuple[datetime | None, str, Message]] = []
         if Phase.ON_FAILURE.value not in stage.planned:
-            timers.append((stage.deadline, "it has a time limit", ExpireStage(**_ids(stage))))
+            timers.append((stage.deadline, "it has a time limit", ExpireStage(**stage_ids(stage))))
         for task in stage.tasks:
             if task.status is S.SUSPENDED:
-                expire = ExpireSuspension(**_ids(stage), task_id=task.id, suspension=task.suspensions)
+                expire = ExpireSuspension(**stage_ids(stage), task_id=task.id, suspension=task.suspensions)
                 timers.append((task.waits_until, "it waits for a signal with a time limit", expire))
         for end, what, message in timers:
             if end is not None and message.type not in sent:
@@ -275,7 +276,7 @@ class _Examination:
                 {"workflow_id": mine[-1].id, "status": mine[-1].status.name} if mine else {}
             )
             signal = SignalStage(
-                **_ids(stage), signal_name="_sub_workflow_ended", signal_data=told, persistent=True
+                **stage_ids(stage), signal_name="_sub_workflow_ended", signal_data=told, persistent=True
             )
             self._problem("no message", f"{ended}, and no message says so", Remedy.SEND, stage, signal)
         return True
@@ -342,7 +343,3 @@ def _where(row: dict[str, Any]) -> str:
 
 def _stages(still_open: int, blocked: bool) -> str:
     return "nothing any more" if blocked else f"{still_open} stages"
-
-
-def _ids(stage: StageExecution) -> dict[str, Any]:
-    return {"workflow_id": stage.execution.id, "stage_id": stage.id, "generation": stage.generation}

@@ -101,8 +101,13 @@ class TaskWorker:
         return self.settle(message_id, row["claims"], attempt)
 
     def lost(self, row: dict[str, Any], error: BaseException) -> Outcome:
-        """The outcome of an attempt whose worker was lost: it is repeated after a while."""
-        return repeated(row, error, self.backoff(max(1, row["attempts"])))
+        """The outcome of an attempt whose worker was lost: repeated after a while, up to ``max_attempts``."""
+        described = describe_error(error, transient=True)
+        old = (last_failure(row) or {}).get("details", {})
+        described["details"][OWN_RETRIES] = old.get(OWN_RETRIES, 0)
+        reason = named_text(error)[:LONGEST_REASON]
+        delay = self.backoff(max(1, row["attempts"]))
+        return Outcome(Verdict.RETRY, error=described, delay=delay, reason=reason)
 
     def unknown(self, what: str, told: str, row: Mapping[str, Any]) -> Outcome:
         """The outcome for a task that no code in this worker is registered for."""
@@ -174,12 +179,3 @@ def own_retries(stage: StageExecution | None, task_id: str) -> int:
     if task is None or not task.last_error:
         return 0
     return int(task.last_error.get("details", {}).get(OWN_RETRIES, 0))
-
-
-def repeated(row: dict[str, Any], error: BaseException, delay: float) -> Outcome:
-    """The outcome of an attempt whose worker was lost: sent again in ``delay`` seconds, up to ``max_attempts``."""
-    described = describe_error(error, transient=True)
-    old = (last_failure(row) or {}).get("details", {})
-    described["details"][OWN_RETRIES] = old.get(OWN_RETRIES, 0)
-    reason = named_text(error)[:LONGEST_REASON]
-    return Outcome(Verdict.RETRY, error=described, delay=delay, reason=reason)

@@ -13,25 +13,13 @@ from hypothesis import strategies as st
 
 from stabilize_celery import Stabilize, StageExecution, TaskResult, Workflow
 from stabilize_celery.cli import main
+from stabilize_celery.run import VERBS
 from tests.fuzz.hostile import JSON, NASTY, TEXT, cases
 
 #: What a shell can hand over: no NUL, and bytes that are no UTF-8 as lone surrogates.
 ARGUMENT = TEXT.map(lambda text: text.replace("\0", ""))
 DATA = JSON.map(lambda value: json.dumps(value) if len(repr(value)) < 4000 else "{}") | ARGUMENT
-CONTROLS = [
-    "show",
-    "watch",
-    "pause",
-    "resume",
-    "cancel",
-    "cancel-stage",
-    "skip",
-    "restart",
-    "signal",
-    "approve",
-    "reject",
-    "graph",
-]
+CONTROLS = ["show", "watch", "graph", *VERBS]
 OPTIONS = [
     "--json",
     "--user",
